@@ -1,0 +1,23 @@
+"""Client of bert-serving: send sentences, get embeddings as NumPy arrays.
+
+>>> with BertClient() as bc:                                  # doctest: +SKIP
+...     vectors = bc.encode(["First do it", "then do it right"])
+"""
+
+from .aio import AsyncBertClient
+from .assembly import Encoding, Tokens
+from .client import BertClient, ConcurrentBertClient
+from .options import TruncationWarning
+from .version import __version__
+from .view import View
+
+__all__ = [
+    "AsyncBertClient",
+    "BertClient",
+    "ConcurrentBertClient",
+    "Encoding",
+    "Tokens",
+    "TruncationWarning",
+    "View",
+    "__version__",
+]

@@ -1,0 +1,263 @@
+"""`AsyncBertClient`: the same calls for asyncio, over the same session and one socket.
+
+ZeroMQ's file descriptor tells the loop only that something may have changed, and only
+at its edge; so every turn sends, then receives until nothing is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from . import options
+from .assembly import Encoding, Tokens
+from .calls import Call, EncodeOptions, StatusCall
+from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
+from .errors import RequestTimeout, ServerUnreachable
+from .session import Session
+from .sockets import send_frames
+from .view import View
+
+READY_POLL_S = 0.1
+
+
+class _AsyncConnection:
+    """A socket and its session on one event loop."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.session = Session(name, address)
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._socket = open_socket(self._context, address)
+        self._timer: asyncio.TimerHandle | None = None
+        self._turn_is_due = False
+        self._loop.add_reader(self._socket.fileno(), self.turn)
+
+    def close(self) -> None:
+        """Close the socket; calls that still wait end with an error."""
+        self.session.close(ServerUnreachable("this AsyncBertClient was closed during the call"))
+        self._loop.remove_reader(self._socket.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._socket.close()
+        self._context.term()
+
+    def turn_soon(self) -> None:
+        """Take a turn after whatever else the loop has to run now, once."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self.turn)
+
+    def turn(self) -> None:
+        """Send what there is to send and take in what has arrived."""
+        self._turn_is_due = False
+        if self._socket.closed:
+            return
+        while True:
+            while frames := self.session.next_message(time.monotonic()):
+                send_frames(self._socket, frames)
+            received = receive_all(self._socket, self.session.receive)
+            if received == MAX_RECEIVED_AT_ONCE:  # let others have a turn
+                self.turn_soon()
+                break
+            if received == 0:
+                break
+        self.session.advance(time.monotonic())
+        self._set_timer()
+
+    async def wait_for(self, call: Call) -> None:
+        """Wait until a call is done; cancelling this tells the server."""
+        if call.is_done:
+            return
+        done = self._loop.create_future()
+        call.on_done = lambda: None if done.done() else done.set_result(None)
+        self.turn_soon()
+        try:
+            await done
+        except asyncio.CancelledError:
+            self.session.abandon(call)
+            self.turn_soon()
+            raise
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wakeup = self.session.next_wakeup()
+        if wakeup is not None:
+            self._timer = self._loop.call_later(max(wakeup - time.monotonic(), 0.001), self.turn)
+
+
+class AsyncBertClient:
+    """An asyncio client of one `bert-serving-start` server.
+
+    Connects at its first call, or on `async with`. One instance serves any number of
+    tasks of one event loop; their requests share one connection and one window.
+
+    Args:
+        ip: the server's host name or address.
+        port: its native port (`-port`).
+        output_fmt: `ndarray`, or `list` for nested Python lists.
+        identity: a name for this client, shown in the server's log.
+        check_length: warn (`TruncationWarning`) when rows were cut.
+        timeout: milliseconds that a call waits for the next answer; -1 for no limit.
+        connect_timeout: milliseconds to wait for the server's first word.
+
+    """
+
+    def __init__(
+        self,
+        ip: str = "localhost",
+        port: int = options.DEFAULT_PORT,
+        *,
+        output_fmt: str = "ndarray",
+        identity: str | None = None,
+        check_length: bool = True,
+        timeout: float | None = options.DEFAULT_TIMEOUT_MS,
+        connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
+    ) -> None:
+        self.address = options.server_address(ip, port)
+        self._output_fmt = options.output_format(output_fmt)
+        self._timeout_s = options.seconds("timeout", timeout)
+        self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
+        self._check_length = check_length
+        self._identity = identity
+        self._connection: _AsyncConnection | None = None
+        self._is_closed = False
+
+    async def encode(
+        self,
+        texts: Any,
+        *,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        layers: int | Iterable[int] | None = None,
+        layer_reduce: str | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dims: int | None = None,
+        dtype: Any = None,
+        max_length: int | None = None,
+        on_empty: str = "encode",
+    ) -> Any:
+        """Return the embeddings of texts; see `BertClient.encode`."""
+        view = options.embedding_view(layers, layer_reduce, pooling, normalize, dims, dtype)
+        encoding = await self._encode(
+            texts,
+            options.encode_options(
+                views={options.EMBEDDING: view},
+                is_tokenized=is_tokenized,
+                max_length=max_length,
+                show_tokens=show_tokens,
+            ),
+            on_empty,
+            warn=self._check_length,
+        )
+        values = options.formatted(encoding.views[options.EMBEDDING], self._output_fmt)
+        return (values, encoding.tokens) if show_tokens else values
+
+    async def encode_detailed(
+        self,
+        texts: Any,
+        views: Mapping[str, View | Mapping[str, Any]] | None = None,
+        *,
+        is_tokenized: bool = False,
+        show_tokens: bool = False,
+        max_length: int | None = None,
+        on_empty: str = "encode",
+    ) -> Encoding:
+        """Return several views of texts at once; see `BertClient.encode_detailed`."""
+        if views is None:
+            views = {options.EMBEDDING: View()}
+        encode_options = options.encode_options(
+            views=views, is_tokenized=is_tokenized, max_length=max_length, show_tokens=show_tokens
+        )
+        return await self._encode(texts, encode_options, on_empty)
+
+    async def tokenize(
+        self, texts: Any, *, is_tokenized: bool = False, max_length: int | None = None
+    ) -> Tokens:
+        """Return tokens, ids and segment ids of texts; see `BertClient.tokenize`."""
+        encode_options = options.encode_options(
+            views={}, is_tokenized=is_tokenized, max_length=max_length, show_tokens=True
+        )
+        return options.tokens_of(await self._encode(texts, encode_options, "encode"))
+
+    async def server_status(self) -> dict[str, Any]:
+        """Return the server's settings, statistics, `state` and `workers`."""
+        connection = await self._connected()
+        call = StatusCall(self._timeout_s)
+        connection.session.request_status(call, time.monotonic())
+        await connection.wait_for(call)
+        call.raise_error()
+        return dict(call.status)
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until the server has a worker that can compute; see `BertClient.wait_ready`."""
+        timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
+        deadline = time.monotonic() + timeout_s
+        while (await self.server_status())["state"] != "ready":
+            if time.monotonic() >= deadline:
+                raise RequestTimeout(
+                    f"{self.address} was not ready within {timeout_s * 1000:.0f} ms"
+                )
+            await asyncio.sleep(READY_POLL_S)
+
+    async def close(self) -> None:
+        """Close the connection; calls that still wait end with `ServerUnreachable`."""
+        self._is_closed = True
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def __aenter__(self) -> AsyncBertClient:
+        await self._connected()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _encode(
+        self, texts: Any, encode_options: EncodeOptions, on_empty: str, *, warn: bool = False
+    ) -> Encoding:
+        call = options.new_call(texts, encode_options, self._timeout_s, on_empty)
+        connection = await self._connected()
+        connection.session.submit(call, time.monotonic())
+        await connection.wait_for(call)
+        encoding = options.finished_encoding(call, connection.session)
+        if warn:
+            options.warn_if_cut(encoding, encode_options.max_length, stacklevel=3)
+        return encoding
+
+    async def _connected(self) -> _AsyncConnection:
+        if self._is_closed:
+            raise ValueError("this AsyncBertClient is closed")
+        if self._connection is None:
+            self._connection = _AsyncConnection(self.address, options.client_name(self._identity))
+        connection = self._connection
+        if connection.session.welcome is None:
+            await self._shake_hands(connection)
+        return connection
+
+    async def _shake_hands(self, connection: _AsyncConnection) -> None:
+        call = Call(self._connect_timeout_s)
+        connection.session.hello(call, time.monotonic())
+        await connection.wait_for(call)
+        if call.error is None:
+            return
+        if self._connection is connection:
+            self._connection = None
+            connection.close()
+        if isinstance(call.error, RequestTimeout):
+            raise await asyncio.to_thread(unreachable, self.address, self._connect_timeout_s)
+        raise call.error

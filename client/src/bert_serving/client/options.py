@@ -1,0 +1,154 @@
+"""What a caller's arguments mean: shared by the blocking and the asyncio client."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .assembly import Embeddings, Encoding, Tokens
+from .calls import EncodeCall, EncodeOptions
+from .chunking import RowSource
+from .session import Session
+from .version import __version__
+from .view import View
+
+DEFAULT_PORT = 5555
+DEFAULT_TIMEOUT_MS = 60_000
+DEFAULT_CONNECT_TIMEOUT_MS = 5_000
+OUTPUT_FORMATS = ("ndarray", "list")
+EMBEDDING = "embedding"
+"""The name of the one view that `encode()` asks for."""
+
+
+class TruncationWarning(UserWarning):
+    """Some rows were cut to the maximum length; `Encoding.truncated` says which."""
+
+
+def server_address(ip: str, port: int) -> str:
+    """Return the ZeroMQ address of a server; an IPv6 address is put in brackets."""
+    if type(port) is not int or not 0 < port < 65536:
+        raise ValueError(f"port={port!r}: expected an int between 1 and 65535")
+    if not isinstance(ip, str) or not ip or any(c.isspace() for c in ip):
+        raise ValueError(f"ip={ip!r}: expected a host name or an address")
+    host = f"[{ip}]" if ":" in ip and not ip.startswith("[") else ip
+    return f"tcp://{host}:{port}"
+
+
+def client_name(identity: str | None) -> str:
+    """Return how a client introduces itself."""
+    return f"{identity or f'pid {os.getpid()}'}, bert-serving-client {__version__}"[:64]
+
+
+def seconds(name: str, milliseconds: float | None) -> float:
+    """Return a time-out in seconds; None and -1 (as in bert-as-service) mean without end."""
+    if milliseconds is None or milliseconds == -1:
+        return float("inf")
+    if not isinstance(milliseconds, (int, float)) or not milliseconds > 0:
+        raise ValueError(f"{name}={milliseconds!r}: expected milliseconds above 0, or -1 for none")
+    return milliseconds / 1000
+
+
+def output_format(name: str) -> str:
+    """Return a checked `output_fmt`."""
+    if name not in OUTPUT_FORMATS:
+        raise ValueError(f"output_fmt={name!r}: expected one of {', '.join(OUTPUT_FORMATS)}")
+    return name
+
+
+def encode_options(
+    *,
+    views: Mapping[str, View | Mapping[str, Any]],
+    is_tokenized: bool,
+    max_length: int | None,
+    show_tokens: bool,
+) -> EncodeOptions:
+    """Return checked options; raises ValueError for what cannot be asked."""
+    if max_length is not None and (type(max_length) is not int or max_length < 1):
+        raise ValueError(f"max_length={max_length!r}: expected a number of tokens, at least 1")
+    checked = {
+        name: view if isinstance(view, View) else View.parse(view) for name, view in views.items()
+    }
+    return EncodeOptions(checked, bool(is_tokenized), max_length, bool(show_tokens))
+
+
+def embedding_view(
+    layers: Any, layer_reduce: Any, pooling: Any, normalize: Any, dims: Any, dtype: Any
+) -> View:
+    """Return the one view that `encode()`'s own options describe."""
+    given = {
+        "layers": layers,
+        "layer_reduce": layer_reduce,
+        "pooling": pooling,
+        "normalize": normalize,
+        "dims": dims,
+        "dtype": dtype,
+    }
+    return View.parse({name: value for name, value in given.items() if value is not None})
+
+
+def new_call(
+    texts: Any, encode_options: EncodeOptions, timeout_s: float, on_empty: str
+) -> EncodeCall:
+    """Return a call for whatever `encode()` takes: one str, or an iterable of rows.
+
+    Raises:
+        TypeError, ValueError: `texts` is not what can be encoded, with the row's number.
+
+    """
+    is_single = isinstance(texts, str)
+    source = RowSource(
+        [texts] if is_single else texts,
+        is_tokenized=encode_options.is_tokenized,
+        on_empty=on_empty,
+    )
+    return EncodeCall(source, encode_options, timeout_s, is_single=is_single)
+
+
+def finished_encoding(call: EncodeCall, session: Session) -> Encoding:
+    """Return the answer of a call that is done, or raise what it ended with."""
+    encoding = call.encoding(lambda name: session.empty_view(call, name))
+    return single_encoding(encoding) if call.is_single else encoding
+
+
+def warn_if_cut(encoding: Encoding, max_length: int | None, stacklevel: int) -> None:
+    """Warn once a call about rows that were cut."""
+    cut = int(np.count_nonzero(encoding.truncated))
+    if cut:
+        limit = max_length or int(np.max(encoding.n_tokens))
+        warnings.warn(
+            f"{cut} of {np.size(encoding.truncated)} rows were cut to {limit} tokens; "
+            "encode_detailed() says which, check_length=False silences this",
+            TruncationWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def single_encoding(encoding: Encoding) -> Encoding:
+    """Return the encoding of a call with one text: each value is that of its only row."""
+    return Encoding(
+        views={name: values[0] for name, values in encoding.views.items()},
+        n_tokens=encoding.n_tokens[0],
+        truncated=encoding.truncated[0],
+        tokens=encoding.tokens[0] if encoding.tokens is not None else None,  # type: ignore[arg-type]
+        token_ids=encoding.token_ids[0] if encoding.token_ids is not None else None,  # type: ignore[arg-type]
+        segment_ids=encoding.segment_ids[0] if encoding.segment_ids is not None else None,  # type: ignore[arg-type]
+        queue_ms=encoding.queue_ms,
+        tokenize_ms=encoding.tokenize_ms,
+        compute_ms=encoding.compute_ms,
+    )
+
+
+def formatted(values: Embeddings, output_fmt: str) -> Any:
+    """Return embeddings as the client's `output_fmt` asks."""
+    if output_fmt == "ndarray":
+        return values
+    return values.tolist() if isinstance(values, np.ndarray) else [row.tolist() for row in values]
+
+
+def tokens_of(encoding: Encoding) -> Tokens:
+    """Return the tokens of an encoding that was asked for them."""
+    return Tokens(encoding.tokens, encoding.token_ids, encoding.segment_ids)

@@ -1,0 +1,236 @@
+"""In which order waiting requests go: fair by cost, not by who shouts loudest.
+
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), twice: between the two
+classes, small requests weighing four times as much as large ones, and inside a class
+among its clients. Each flow has a virtual start; the lowest goes next, and moves on by
+cost over weight. It was preferred over deficit round robin because it needs no quantum
+and its bound holds at any speed of service: while two flows both wait, their shares
+differ by no more than one request each.
+
+Requests that a lost worker had in hand go ahead of both classes: they have waited and
+been charged already. What is here knows nothing of workers, limits or deadlines.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any
+
+from bert_serving.server.scheduling.events import Client
+
+SUSPECT_AFTER = 2
+"""A request that was in hand when so many workers died is tried alone."""
+
+_SMALL_WEIGHT = 4.0
+_LARGE_WEIGHT = 1.0
+_SPARE_FLOWS = 1024
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """An accepted request, for as long as anything refers to it.
+
+    Attributes:
+        cost: estimated tokens.
+        deadline: when it is to be answered with an error, `inf` for never.
+        is_open: it has neither been answered nor cancelled.
+        is_queued: it waits here, in no worker's hand.
+        turn: its place among all that were ever taken, -1 while it was not.
+        deaths: workers that died with it in hand.
+
+    """
+
+    client: Client
+    request_id: int
+    rows: int
+    nbytes: int
+    cost: float
+    arrived_at: float
+    deadline: float
+    payload: Any
+    is_open: bool = True
+    is_queued: bool = False
+    turn: int = -1
+    deaths: int = 0
+
+
+class FairQueue:
+    """The requests of one class: fair among clients, first in first out for each.
+
+    A client that has nothing left keeps its place until the clock has passed it, so that
+    sending one request at a time gains nothing; forgetting it then loses nothing.
+    """
+
+    __slots__ = ("_clock", "_flows", "_heap", "_pushes", "size", "start", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.start = 0.0  # this class's own place, on the clock of the two classes
+        self.size = 0
+        self._clock = 0.0
+        self._flows: dict[Client, OrderedDict[int, Request]] = {}
+        self._heap: list[tuple[float, int, Client, OrderedDict[int, Request]]] = []
+        self._pushes = 0  # settles ties: first come, first served
+
+    def push(self, request: Request) -> None:
+        """Queue a request behind its client's others; a new client starts at the clock."""
+        flow = self._flows.get(request.client)
+        if flow is None:
+            self._forget_idle_clients()
+            flow = self._flows[request.client] = OrderedDict()
+            self._pushes += 1
+            heappush(self._heap, (self._clock, self._pushes, request.client, flow))
+        flow[request.request_id] = request
+        self.size += 1
+
+    def head(self) -> Request | None:
+        """Return the request whose turn it is; it stays."""
+        heap = self._heap
+        while heap:
+            start, _, client, flow = heap[0]
+            if flow:
+                return next(iter(flow.values()))
+            self._clock = start
+            heappop(heap)
+            del self._flows[client]
+        return None
+
+    def pop(self) -> Request:
+        """Take what `head` has just shown, and charge its client."""
+        start, _, client, flow = self._heap[0]
+        request = flow.popitem(last=False)[1]
+        self._clock = start
+        self._pushes += 1
+        heapreplace(self._heap, (start + request.cost, self._pushes, client, flow))
+        self.size -= 1
+        return request
+
+    def remove(self, request: Request) -> None:
+        """Take a request out of turn, uncharged."""
+        del self._flows[request.client][request.request_id]
+        self.size -= 1
+
+    def _forget_idle_clients(self) -> None:
+        """Bound what passing clients leave behind while the clock can't reach them."""
+        if len(self._heap) <= 2 * self.size + _SPARE_FLOWS:
+            return
+        self._heap = [entry for entry in self._heap if entry[3]]
+        heapify(self._heap)
+        self._flows = {client: flow for _, _, client, flow in self._heap}
+
+
+class RequestQueue:
+    """All that waits: those put back first, then the two classes.
+
+    Attributes:
+        requests: how many wait, suspects included.
+        rows: rows of them.
+        nbytes: bytes of them.
+
+    """
+
+    __slots__ = (
+        "_clock", "_front", "_large", "_priority_batch_size", "_small", "_suspects", "_turns",
+        "nbytes", "requests", "rows",
+    )  # fmt: skip
+
+    def __init__(self, priority_batch_size: int) -> None:
+        self.requests = 0
+        self.rows = 0
+        self.nbytes = 0
+        self._priority_batch_size = priority_batch_size
+        self._small = FairQueue(_SMALL_WEIGHT)
+        self._large = FairQueue(_LARGE_WEIGHT)
+        self._clock = 0.0
+        self._front: list[tuple[int, Request]] = []  # a heap; closed ones are skipped
+        self._suspects: deque[Request] = deque()  # likewise
+        self._turns = 0
+
+    def push(self, request: Request) -> None:
+        """Queue a new request by its class and client."""
+        queue = self._class_of(request)
+        if not queue.size and queue.start < self._clock:
+            queue.start = self._clock
+        queue.push(request)
+        self._count(request, 1)
+
+    def put_back(self, request: Request) -> None:
+        """Queue a request that a lost worker had: in front, or aside if it is a suspect."""
+        if request.deaths >= SUSPECT_AFTER:
+            self._suspects.append(request)
+        else:
+            heappush(self._front, (request.turn, request))
+        self._count(request, 1)
+
+    def remove(self, request: Request) -> None:
+        """Take out a request that is no longer wanted."""
+        if request.turn < 0:
+            self._class_of(request).remove(request)
+        self._count(request, -1)
+
+    def take(self, max_tokens: float, max_rows: int) -> list[Request]:
+        """Take the next batch, strictly in order: one of any size, then those that still fit.
+
+        Looking past one that doesn't fit would fill batches a little better, and cost the
+        bound on fairness: one batch is cut short where a large request is next.
+        """
+        batch: list[Request] = []
+        while (request := self._head()) is not None:
+            max_tokens -= request.cost
+            max_rows -= request.rows
+            if batch and (max_tokens < 0 or max_rows < 0):
+                break
+            self._pop(request)
+            batch.append(request)
+        return batch
+
+    @property
+    def has_suspects(self) -> bool:
+        """Some request waits to be tried alone."""
+        suspects = self._suspects
+        while suspects and not suspects[0].is_open:
+            suspects.popleft()
+        return bool(suspects)
+
+    def take_suspect(self) -> Request:
+        """Take the first of those that must be tried alone; there is one."""
+        request = self._suspects.popleft()
+        self._count(request, -1)
+        return request
+
+    def _head(self) -> Request | None:
+        front = self._front
+        while front:
+            if front[0][1].is_open:
+                return front[0][1]
+            heappop(front)
+        return self._next_class().head()
+
+    def _pop(self, request: Request) -> None:
+        if request.turn >= 0:
+            heappop(self._front)
+        else:
+            queue = self._next_class()
+            queue.pop()
+            self._clock = queue.start
+            queue.start += request.cost / queue.weight
+            request.turn = self._turns
+            self._turns += 1
+        self._count(request, -1)
+
+    def _next_class(self) -> FairQueue:
+        small, large = self._small, self._large
+        if not large.size or (small.size and small.start <= large.start):
+            return small
+        return large
+
+    def _class_of(self, request: Request) -> FairQueue:
+        return self._small if request.rows <= self._priority_batch_size else self._large
+
+    def _count(self, request: Request, sign: int) -> None:
+        request.is_queued = sign > 0
+        self.requests += sign
+        self.rows += sign * request.rows
+        self.nbytes += sign * request.nbytes

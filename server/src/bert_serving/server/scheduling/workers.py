@@ -1,0 +1,175 @@
+"""Which worker holds what, and which of them gets the next batch.
+
+The one with the fewest batches in hand, and among those the one that has been so for
+longest: a second batch goes to a worker only when none is idle. At most one worker at a
+time is isolated, for a request that may have killed two others: it gets nothing else, and
+the rest of the requests keep the rest of the workers. Knows nothing of queues or clients.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from bert_serving.server.scheduling.events import Worker, WorkerReady
+from bert_serving.server.scheduling.queues import Request
+
+
+class WorkerState:
+    """What one worker can take, holds and has done.
+
+    Attributes:
+        batches: the requests of each batch in hand, by batch id; the first one is running.
+        running_since: when the first of them became the one running.
+        is_stuck: it held a batch too long and gets no more; it is about to be lost.
+
+    """
+
+    __slots__ = (
+        "batches", "batches_served", "is_stuck", "max_batch_rows", "max_batch_tokens",
+        "rows_served", "running_since", "tokens_served", "worker",
+    )  # fmt: skip
+
+    def __init__(self, ready: WorkerReady) -> None:
+        self.worker = ready.worker
+        self.max_batch_tokens = ready.max_batch_tokens
+        self.max_batch_rows = ready.max_batch_rows
+        self.batches: dict[int, list[Request]] = {}
+        self.running_since = 0.0
+        self.is_stuck = False
+        self.batches_served = 0
+        self.rows_served = 0
+        self.tokens_served = 0
+
+    @property
+    def batches_in_hand(self) -> int:
+        """How many batches it holds."""
+        return len(self.batches)
+
+    @property
+    def rows_in_hand(self) -> int:
+        """How many rows it holds."""
+        return sum(request.rows for batch in self.batches.values() for request in batch)
+
+
+class WorkerPool:
+    """The workers, shelved by how many batches they hold.
+
+    Attributes:
+        states: every worker that is ready.
+        isolated: the one that is, or will be, left alone with a suspect.
+        trial_is_on: the isolated one has its suspect in hand.
+
+    """
+
+    __slots__ = ("_running", "_shelves", "isolated", "states", "trial_is_on")
+
+    def __init__(self, max_batches_per_worker: int) -> None:
+        self.states: dict[Worker, WorkerState] = {}
+        self.isolated: WorkerState | None = None
+        self.trial_is_on = False
+        self._shelves: list[OrderedDict[Worker, WorkerState]] = [
+            OrderedDict() for _ in range(max_batches_per_worker)
+        ]
+        self._running: OrderedDict[Worker, WorkerState] = OrderedDict()  # longest first
+
+    def add(self, ready: WorkerReady) -> None:
+        """Take in a worker that is not there yet."""
+        state = self.states[ready.worker] = WorkerState(ready)
+        self._shelve(state)
+
+    def remove(self, worker: Worker) -> list[Request]:
+        """Forget a worker; returns what it had in hand, in order."""
+        state = self.states.pop(worker, None)
+        if state is None:
+            return []
+        self._unshelve(state)
+        self._running.pop(worker, None)
+        if state is self.isolated:
+            self.isolated = None
+            self.trial_is_on = False
+        return [request for batch in state.batches.values() for request in batch]
+
+    def best(self) -> WorkerState | None:
+        """Return the worker that the next batch goes to, if any can take one."""
+        for shelf in self._shelves:
+            if shelf:
+                return next(iter(shelf.values()))
+        return None
+
+    def give(self, state: WorkerState, batch_id: int, batch: list[Request], now: float) -> None:
+        """Put a batch in a worker's hand."""
+        self._unshelve(state)
+        if not state.batches:
+            self._start(state, now)
+        state.batches[batch_id] = batch
+        self._shelve(state)
+
+    def take_back(self, state: WorkerState, batch_id: int, now: float) -> float | None:
+        """Take a batch out of a worker's hand; returns the seconds it ran, if it did."""
+        self._unshelve(state)
+        was_running = next(iter(state.batches)) == batch_id
+        ran_s = now - state.running_since if was_running else None
+        del state.batches[batch_id]
+        if not state.batches:
+            self._running.pop(state.worker, None)
+        elif was_running:
+            self._start(state, now)
+        if self.trial_is_on and state is self.isolated:
+            self.release()
+        self._shelve(state)
+        return ran_s
+
+    def isolate(self) -> WorkerState | None:
+        """Set an idle worker apart for a suspect: it gets nothing else until `release`.
+
+        With none idle, returns None, and one is kept from more work: it soon will be.
+        """
+        state = self.best()
+        if self.isolated is not None and (state is None or state.batches):
+            state = self.isolated
+        elif state is not None:
+            self.release()
+            self._unshelve(state)
+            self.isolated = state
+        return state if state is not None and not state.batches else None
+
+    def release(self) -> None:
+        """End the isolation, if there is one."""
+        state, self.isolated = self.isolated, None
+        self.trial_is_on = False
+        if state is not None:
+            self._shelve(state)
+
+    def next_timeout(self, batch_timeout_s: float) -> float | None:
+        """Return when a worker will have held its running batch for too long."""
+        for state in self._running.values():
+            return state.running_since + batch_timeout_s
+        return None
+
+    def find_stuck(self, batch_timeout_s: float, now: float) -> WorkerState | None:
+        """Return a worker that has held its running batch for too long; each is found once."""
+        timeout = self.next_timeout(batch_timeout_s)
+        if timeout is None or now < timeout:
+            return None
+        state = self._running.popitem(last=False)[1]
+        state.is_stuck = True
+        self._unshelve(state)
+        if state is self.isolated and not self.trial_is_on:
+            self.isolated = None
+        return state
+
+    def _start(self, state: WorkerState, now: float) -> None:
+        state.running_since = now
+        if not state.is_stuck:
+            self._running[state.worker] = state
+            self._running.move_to_end(state.worker)
+
+    def _shelve(self, state: WorkerState) -> None:
+        load = len(state.batches)
+        if load < len(self._shelves) and not state.is_stuck and state is not self.isolated:
+            self._shelves[load][state.worker] = state
+
+    def _unshelve(self, state: WorkerState) -> None:
+        load = len(state.batches)
+        if load < len(self._shelves):
+            self._shelves[load].pop(state.worker, None)

@@ -1,0 +1,88 @@
+"""How many tokens to compute at a time: measured when a worker starts, never guessed.
+
+Few tokens leave the device idle between small operations; on a CPU, many push the
+activations out of its caches. It knows only a function to time, and no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CPU_BUDGETS = (128, 256, 512, 1024)
+"""Not more: a CPU gains nothing by it, and others wait for two batches before their turn."""
+
+# the smallest budget that reaches this share of the best rate is the one
+_GOOD_SHARE = 0.95
+_LIMIT_S = 8.0
+
+# repeat until this share of the limit is used: others may be using the machine too
+_ENOUGH = 0.25
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured.
+
+    Attributes:
+        max_batch_tokens: the budget chosen.
+        tokens_per_s: the rate at each budget tried.
+
+    """
+
+    max_batch_tokens: int
+    tokens_per_s: dict[int, float]
+
+    def __str__(self) -> str:
+        """Return a line for a log."""
+        rates = ", ".join(f"{budget}: {rate:.0f}" for budget, rate in self.tokens_per_s.items())
+        return f"max_batch_tokens={self.max_batch_tokens} (tokens/s by budget: {rates})"
+
+
+def calibrate(
+    encode: Callable[[Sequence[int]], object],
+    *,
+    max_length: int,
+    budgets: Sequence[int] = CPU_BUDGETS,
+    limit_s: float = _LIMIT_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Calibration:
+    """Return the smallest budget that reaches 95 % of the best rate.
+
+    Goes round all budgets, smallest first, and keeps the best rate of each, so that a
+    moment in which others use the machine spoils no single budget. A budget too large for
+    the time left is not tried: a slow model gets a small one, which keeps its latency low.
+
+    Args:
+        encode: computes rows of so many tokens each, at one time.
+        max_length: most tokens a row may have.
+        budgets: token budgets to try, ascending.
+        limit_s: seconds that it may take, about; a fast model takes a quarter of it.
+        clock: seconds.
+
+    """
+    rates: dict[int, float] = {}
+    rows = {budget: typical_lengths(budget, max_length) for budget in budgets}
+    started = clock()
+    encode(rows[budgets[0]])  # what is done once is not part of a rate
+    while not rates or clock() < started + _ENOUGH * limit_s:
+        for budget, lengths in rows.items():
+            before = clock()
+            tokens = sum(lengths)
+            if rates and before + tokens / max(rates.values()) > started + limit_s:
+                break
+            encode(lengths)
+            rates[budget] = max(rates.get(budget, 0.0), tokens / (clock() - before))
+    good = _GOOD_SHARE * max(rates.values())
+    return Calibration(min(budget for budget, rate in rates.items() if rate >= good), rates)
+
+
+def typical_lengths(tokens: int, max_length: int) -> list[int]:
+    """Return row lengths with at most `tokens` tokens in all: sentences, lognormal around 16."""
+    draws = np.random.default_rng(0).lognormal(np.log(16), 0.6, tokens)
+    lengths = np.clip(draws.astype(int), 4, min(128, max_length))
+    fitting = int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
+    return [int(length) for length in lengths[: max(fitting, 1)]]

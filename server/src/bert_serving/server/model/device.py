@@ -1,0 +1,87 @@
+"""Where a model is computed, in which type, and whether it fits there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .replica import ModelLoadError
+
+# beside the weights: activations, the tokenizer, and what torch itself takes
+_HEADROOM_BYTES = 256 << 20
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name such as `cpu` or `cuda:0`; ModelLoadError if it is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelLoadError(f"device={name!r}: expected cpu, cuda, or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"device={name!r}: expected cpu, cuda, or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelLoadError(f"device={name!r}: this torch finds no CUDA device")
+    number = device.index if device.index is not None else torch.cuda.current_device()
+    if number >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"device={name!r}: expected a number below {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", number)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the type to compute in; ModelLoadError for one that the device is no good at."""
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise ModelLoadError("dtype='float16' on a CPU: expected float32, bfloat16, or auto")
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def check_memory(weights_bytes: int, device: torch.device) -> None:
+    """Raise ModelLoadError if weights of this size cannot fit on the device."""
+    needed = weights_bytes + _HEADROOM_BYTES
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise ModelLoadError(
+            f"not enough memory on {device}: the model needs about {needed / 1e9:.1f} GB, "
+            f"{available / 1e9:.1f} GB are available; a 16-bit dtype halves it"
+        )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on a device; None where that cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    limits = [_mem_available(Path("/proc/meminfo")), _cgroup_available(Path("/sys/fs/cgroup"))]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _mem_available(meminfo: Path) -> int | None:
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return None
+
+
+def _cgroup_available(cgroup: Path) -> int | None:
+    """Return what a container's limit leaves; file pages count as free, as they can be."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))

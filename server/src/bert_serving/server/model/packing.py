@@ -1,0 +1,117 @@
+"""Rows of a batch into micro-batches without padding, and the way back.
+
+All rows of all requests of a batch are sorted by length and cut into micro-batches of a
+token budget; inside one, rows of equal length stand together, so that attention runs over
+a group of them with neither mask nor padding. Plain NumPy: the packing knows nothing of
+models, devices or requests. It imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of equal length that follow each other in a micro-batch.
+
+    Attributes:
+        row: number, inside the micro-batch, of the first row.
+        token: number, inside the micro-batch, of the first token.
+        rows: how many rows.
+        length: tokens of each.
+
+    """
+
+    row: int
+    token: int
+    rows: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The number, inside the micro-batch, of the first token after the group."""
+        return self.token + self.rows * self.length
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that are computed at one time, flat.
+
+    Attributes:
+        rows: the rows' numbers in the batch, `[rows]`, shortest first.
+        tokens: their tokens' numbers in the batch, `[tokens]`.
+        positions: each token's number inside its row, `[tokens]`.
+        groups: rows of equal length; together they cover all.
+
+    """
+
+    rows: Ints
+    tokens: Ints
+    positions: Ints
+    groups: tuple[Group, ...]
+
+
+def pack(lengths: npt.NDArray[np.integer], rows: Ints, max_tokens: int) -> list[MicroBatch]:
+    """Return micro-batches of at most `max_tokens` tokens over some rows of a batch.
+
+    A row of more tokens than that goes alone; rows without tokens are left out.
+
+    Args:
+        lengths: tokens of each row of the batch, `[rows of the batch]`.
+        rows: numbers of the rows to pack.
+        max_tokens: the token budget.
+
+    """
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    rows = rows[lengths[rows] > 0]
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    cuts = _cuts(lengths[rows].tolist(), max_tokens)
+    return [_micro_batch(rows[first:last], lengths, starts) for first, last in pairwise(cuts)]
+
+
+def _cuts(lengths: list[int], max_tokens: int) -> list[int]:
+    """Return where micro-batches begin, and the end; they are of about equal size."""
+    parts = -(-sum(lengths) // max_tokens)
+    # an even share, so that no small rest is left over, but room for the row that crosses it
+    share = sum(lengths) / parts if parts else 0
+    cuts, filled, total = [0], 0, 0
+    for row, length in enumerate(lengths):
+        is_share_done = total >= share * len(cuts)
+        if filled and (filled + length > max_tokens or is_share_done):
+            cuts.append(row)
+            filled = 0
+        filled += length
+        total += length
+    return [*cuts, len(lengths)] if lengths else [0]
+
+
+def _micro_batch(rows: Ints, lengths: npt.NDArray[np.integer], starts: Ints) -> MicroBatch:
+    own_lengths = lengths[rows].astype(np.int64)
+    ends = np.cumsum(own_lengths)
+    own_starts = ends - own_lengths
+    positions = np.arange(int(ends[-1])) - np.repeat(own_starts, own_lengths)
+    tokens = positions + np.repeat(starts[rows], own_lengths)
+    firsts = np.flatnonzero(np.diff(own_lengths, prepend=0))
+    counts = np.diff(firsts, append=len(rows))
+    groups = map(
+        Group, *(a.tolist() for a in (firsts, own_starts[firsts], counts, own_lengths[firsts]))
+    )
+    return MicroBatch(rows, tokens, positions, tuple(groups))
+
+
+def padded_size(tokens: int) -> int:
+    """Return a number of tokens rounded up to one of few: by 8, or by 1/16 of the power of two.
+
+    Libraries prepare a kernel for each shape they meet, and keep hundreds of kilobytes of
+    each. Without rounding a worker's memory grew by 700 MiB over 100,000 sentences. With
+    it, at most 1 row in 8 to 16 of the products is wasted, in full batches less.
+    """
+    step = max((1 << (tokens - 1).bit_length()) // 16, 8) if tokens else 8
+    return -(-tokens // step) * step

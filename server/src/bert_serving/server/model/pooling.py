@@ -1,0 +1,99 @@
+"""Every view of hidden states on the flat layout: joined, pooled, cut, scaled.
+
+All rows of a micro-batch are pooled at one time, a group of equal length at a time, so
+that pooling needs no mask. It computes in float32 whatever the model computes in. It knows
+nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+
+from bert_serving.client.view import View
+
+from .packing import Group
+
+Pool = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def pool(
+    states: Mapping[int, torch.Tensor],
+    layers: Sequence[int],
+    view: View,
+    groups: Sequence[Group],
+    special: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return a view's values in its own type: `[rows, dim]`, or `[tokens, dim]` where it is `none`.
+
+    Args:
+        states: hidden states by layer number, each `[tokens, hidden]`.
+        layers: the view's layers, without negative numbers.
+        view: the view, with no field open.
+        groups: rows of equal length that cover the tokens.
+        special: the tokens that are left out, bool `[tokens]`: mean and max are over the
+            others (zero where there is none), and `none` has zeros for them; `first` and
+            `last` take their token all the same.
+
+    """
+    values = join([states[layer] for layer in layers], view.layer_reduce or "concat")
+    if view.pooling == "none":
+        values = values if special is None else values.masked_fill(special[:, None], 0)
+    else:
+        values = _pool_groups(values, _POOLINGS[view.pooling or "mean"], groups, special)
+    if view.dims is not None:
+        values = values[:, : view.dims]
+    if view.normalize:
+        values = F.normalize(values, dim=1)
+    dtype = torch.float16 if view.dtype == "float16" else torch.float32
+    return values.to(dtype).contiguous()
+
+
+def join(states: Sequence[torch.Tensor], layer_reduce: str) -> torch.Tensor:
+    """Return several layers' hidden states as one, in float32."""
+    if len(states) == 1:
+        return states[0].float()
+    if layer_reduce == "concat":
+        return torch.cat([state.float() for state in states], dim=1)
+    total = sum(states[1:], start=states[0].float())
+    return total / len(states) if layer_reduce == "mean" else total
+
+
+def _pool_groups(
+    values: torch.Tensor, pool_rows: Pool, groups: Sequence[Group], special: torch.Tensor | None
+) -> torch.Tensor:
+    pooled = []
+    for group in groups:
+        rows = values[group.token : group.end].view(group.rows, group.length, -1)
+        left_out = None
+        if special is not None:
+            left_out = special[group.token : group.end].view(group.rows, group.length, 1)
+        pooled.append(pool_rows(rows, left_out))
+    return torch.cat(pooled) if len(pooled) > 1 else pooled[0]
+
+
+def _mean(rows: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
+    if left_out is None:
+        return rows.mean(1)
+    kept = (~left_out).sum(1).clamp_(min=1)
+    return rows.masked_fill(left_out, 0).sum(1) / kept
+
+
+def _max(rows: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
+    if left_out is None:
+        return rows.amax(1)
+    largest = rows.masked_fill(left_out, -torch.inf).amax(1)
+    return largest.masked_fill(left_out.all(1), 0)
+
+
+_POOLINGS: dict[str, Pool] = {
+    "mean": _mean,
+    "max": _max,
+    "mean_max": lambda rows, left_out: torch.cat(
+        [_mean(rows, left_out), _max(rows, left_out)], dim=1
+    ),
+    "first": lambda rows, _: rows[:, 0],
+    "last": lambda rows, _: rows[:, -1],
+}

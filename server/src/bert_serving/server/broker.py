@@ -1,0 +1,311 @@
+"""The broker role: one thread between clients and workers that forwards frames.
+
+It reads headers, never a sentence or an array. What to do is the scheduler's to decide;
+this shell moves the frames, tells the time, and answers what needs no worker. Answers go
+back on the route that the request came by; a route that is gone is a lost client.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from bert_serving.client.errors import MalformedMessage, ProtocolError
+from bert_serving.client.frames import VERSION_FRAME, decode_message
+from bert_serving.client.messages import (
+    Cancel,
+    EncodeEnvelope,
+    ErrorAnswer,
+    Hello,
+    Status,
+)
+from bert_serving.client.protocol import parse_request
+from bert_serving.client.sockets import received_messages, send_frames
+
+from . import exit_codes, logs
+from .config import BrokerConfig
+from .processes import Parent, run_role
+from .roster import Roster
+from .scheduling import events
+from .scheduling.scheduler import Scheduler
+from .worker_protocol import Answers, Batch, message, worker_route
+
+log = logging.getLogger("bert_serving.broker")
+
+MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
+TURN_S = 1.0  # longest sleep: how soon an orphan notices
+MAX_UNREAD_ANSWERS = 2_000  # of one client; twice what its windows allow
+FLUSH_MS = 2_000
+MAX_CLIENTS_COUNTED = 10_000
+CLIENT_ACTIVE_S = 60.0  # a client that was heard of in that time is active
+
+
+def run(config: BrokerConfig) -> int:
+    """Live the broker's life: open, announce, loop, drain, close."""
+    logs.set_up("broker", verbose=config.verbose)
+    context: zmq.Context[Any] = zmq.Context()
+    broker = Broker(config, context)
+    try:
+        if not broker.open():
+            return exit_codes.BOOT_FAILED
+        return broker.loop()
+    finally:
+        broker.close()
+        context.term()
+
+
+class Broker:
+    """The broker's sockets, and the scheduler between them."""
+
+    def __init__(self, config: BrokerConfig, context: zmq.Context[Any]) -> None:
+        self._config = config
+        self._scheduler = Scheduler(config.limits)
+        self._roster = Roster(config)
+        self._frontend = context.socket(zmq.ROUTER)
+        self._backend = context.socket(zmq.ROUTER)
+        self._supervisor = context.socket(zmq.DEALER)
+        self._parent = Parent()
+        self._events: deque[events.Event] = deque()
+        self._arrivals: list[events.RequestArrived] = []
+        self._clients: dict[bytes, float] = {}  # when each was last heard of
+        self._was_ready = False
+        self._is_stopping = False
+
+    def open(self) -> bool:
+        """Bind and connect; tells the supervisor where, or why not."""
+        for router in (self._frontend, self._backend):
+            router.router_mandatory = True
+            router.linger = FLUSH_MS
+        self._frontend.sndhwm = MAX_UNREAD_ANSWERS
+        self._frontend.maxmsgsize = self._config.max_request_bytes
+        self._frontend.ipv6 = ":" in self._config.host
+        self._backend.sndhwm = self._backend.rcvhwm = 0  # the scheduler bounds both
+        self._supervisor.linger = FLUSH_MS
+        self._supervisor.connect(self._config.supervisor)
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        port = self._config.port or "*"
+        try:
+            self._backend.bind(self._config.backend)
+            self._frontend.bind(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            cause = f"cannot listen on {self._config.host}, port {port}: {error.strerror}"
+            self._tell_supervisor("boot_failed", cause=cause)
+            return False
+        address = self._frontend.last_endpoint.decode()
+        self._tell_supervisor("bound", address=address)
+        return True
+
+    def loop(self) -> int:
+        """Serve until drained or told to stop."""
+        poller = zmq.Poller()
+        receivers: dict[Any, Callable[[list[Any]], None]] = {
+            self._backend: self._on_worker,
+            self._frontend: self._on_client,
+            self._supervisor: self._on_supervisor,
+        }
+        for socket in receivers:
+            poller.register(socket, zmq.POLLIN)
+        while not self._is_finished:
+            if not self._parent.is_alive:
+                log.error("the supervisor is gone: stopping")
+                return exit_codes.ORPHANED
+            for socket, _ in poller.poll(self._sleep_ms()):
+                self._receive(socket, receivers[socket])
+            self._pass_time()
+        return exit_codes.OK
+
+    def close(self) -> None:
+        """Tell the workers to end, send what waits to be sent, close."""
+        for route in list(self._roster):
+            self._send(self._backend, [route, *message("stop")])
+        self._tell_supervisor("drained")
+        self._frontend.close()
+        self._backend.close()
+        self._supervisor.close()
+
+    @property
+    def _is_finished(self) -> bool:
+        return self._is_stopping or (self._scheduler.is_draining and self._scheduler.is_idle)
+
+    def _sleep_ms(self) -> int:
+        wakeup = self._scheduler.next_wakeup()
+        if wakeup is None:
+            return int(TURN_S * 1000)
+        return int(min(max(wakeup - time.monotonic(), 0.0), TURN_S) * 1000) + 1
+
+    def _pass_time(self) -> None:
+        wakeup = self._scheduler.next_wakeup()
+        if wakeup is not None and wakeup <= time.monotonic():
+            self._handle(events.TimePassed())
+
+    def _receive(self, socket: zmq.Socket[Any], on_message: Callable[[list[Any]], None]) -> None:
+        for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
+            on_message(frames)
+        self._take_arrivals()
+
+    # clients
+
+    def _on_client(self, frames: list[Any]) -> None:
+        route = frames[0].bytes
+        try:
+            request = parse_request([frame.buffer for frame in frames[1:]])
+        except ProtocolError as error:
+            log.warning("a client sent what cannot be read: %s", error)
+            request_id = getattr(error, "request_id", None)
+            answer = ErrorAnswer(request_id, "invalid_request", str(error))
+            self._send(self._frontend, [route, *answer.to_frames()])
+            return
+        if route in self._clients or len(self._clients) < MAX_CLIENTS_COUNTED:
+            self._clients[route] = time.monotonic()
+        if isinstance(request, EncodeEnvelope):
+            self._arrivals.append(
+                events.RequestArrived(
+                    client=route,
+                    request_id=request.id,
+                    rows=request.rows,
+                    nbytes=request.nbytes,
+                    ttl_s=request.ttl_ms / 1000,
+                    payload=frames[2:],
+                )
+            )
+        elif isinstance(request, Cancel):
+            self._take_arrivals()
+            self._handle(events.RequestsCancelled(route, request.ids))
+        elif isinstance(request, Hello):
+            self._on_hello(route, request)
+        else:
+            status = self._roster.status(self._scheduler, self._count_clients())
+            self._answer(route, Status(request.id, status).to_frames())
+
+    def _count_clients(self) -> int:
+        """Return how many clients were heard of lately, and forget the others."""
+        since = time.monotonic() - CLIENT_ACTIVE_S
+        self._clients = {route: at for route, at in self._clients.items() if at >= since}
+        return len(self._clients)
+
+    def _take_arrivals(self) -> None:
+        if self._arrivals:
+            arrivals, self._arrivals = self._arrivals, []
+            self._handle(events.RequestsArrived(arrivals))
+
+    def _on_hello(self, route: bytes, hello: Hello) -> None:
+        log.debug("hello from %s", hello.client)
+        if len(self._clients) >= MAX_CLIENTS_COUNTED:
+            self._count_clients()
+        welcome = self._roster.welcome(is_draining=self._scheduler.is_draining)
+        self._answer(route, welcome.to_frames())
+
+    def _answer(self, route: bytes, frames: Sequence[Any]) -> None:
+        """Send a client its answer; one that is gone, or reads no answers, is lost."""
+        if not self._send(self._frontend, [route, *frames]):
+            self._clients.pop(route, None)
+            self._events.append(events.ClientLost(route))
+
+    def _send(self, router: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
+        try:
+            send_frames(router, frames)
+        except zmq.ZMQError as error:  # no such route any more, or its queue is full
+            log.debug("a message could not be sent: %s", error.strerror)
+            return False
+        return True
+
+    # workers
+
+    def _on_worker(self, frames: list[Any]) -> None:
+        route = frames[0].bytes
+        try:
+            header, _ = decode_message([frame.buffer for frame in frames[1:]])
+            kind = header["type"]
+            if kind == "answers":
+                self._on_answers(route, Answers.parse(header, frames[3:]))
+            elif kind == "starting":
+                if route != worker_route(header["worker"], header["pid"]):
+                    raise MalformedMessage("a worker came by another's route")
+                self._roster.add(route, header)
+            elif kind == "ready":
+                self._on_ready(route, header)
+            elif kind == "boot_failed":
+                self._tell_supervisor("boot_failed", cause=header["cause"])
+        except (ProtocolError, KeyError, TypeError) as error:
+            log.error("a worker sent what cannot be read: %r", error)
+            if route in self._roster:
+                self._tell_supervisor("worker_stuck", route=route.decode())
+            self._handle(events.WorkerLost(route))
+
+    def _on_answers(self, route: bytes, answers: Answers) -> None:
+        self._handle(events.BatchAnswered(route, answers.batch_id, answers.answers, answers.tokens))
+
+    def _on_ready(self, route: bytes, header: dict[str, Any]) -> None:
+        record = self._roster.mark_ready(route, header)
+        self._tell_supervisor("worker_ready", worker=record.id, pid=record.pid)
+        self._handle(
+            events.WorkerReady(
+                worker=route,
+                max_batch_tokens=header["max_batch_tokens"],
+                max_batch_rows=header["max_batch_rows"],
+                max_row_tokens=header["model"]["max_length"],
+            )
+        )
+        if not self._was_ready and self._roster.num_ready >= self._config.num_worker:
+            self._was_ready = True
+            self._tell_supervisor("ready", model=dict(header["model"]))
+
+    # the supervisor
+
+    def _on_supervisor(self, frames: list[Any]) -> None:
+        header, _ = decode_message([frame.buffer for frame in frames])
+        if header["type"] == "worker_lost":
+            route = worker_route(header["worker"], header["pid"])
+            self._roster.remove(route)
+            self._handle(events.WorkerLost(route))
+        elif header["type"] == "drain":
+            self._handle(events.DrainStarted())
+        elif header["type"] == "stop":
+            self._handle(events.Stopped())
+            self._is_stopping = True
+
+    def _tell_supervisor(self, kind: str, **fields: Any) -> None:
+        self._supervisor.send_multipart(message(kind, **fields))
+
+    # the scheduler's decisions
+
+    def _handle(self, event: events.Event) -> None:
+        """Tell the scheduler what happened and do what it says, until nothing is left."""
+        self._events.append(event)
+        while self._events:
+            for action in self._scheduler.handle(self._events.popleft(), time.monotonic()):
+                self._act(action)
+
+    def _act(self, action: events.Action) -> None:
+        if isinstance(action, events.Deliver):
+            self._answer(action.client, [VERSION_FRAME, *action.answer])
+        elif isinstance(action, events.Dispatch):
+            self._dispatch(action)
+        elif isinstance(action, events.AnswerError):
+            self._answer_error(action)
+        else:
+            log.error("worker %s holds a batch past its limit", action.worker.decode())
+            self._tell_supervisor("worker_stuck", route=action.worker.decode())
+
+    def _dispatch(self, action: events.Dispatch) -> None:
+        queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]
+        batch = Batch(action.batch_id, action.payloads, queued_ms, time.monotonic())
+        if not self._send(self._backend, [action.worker, *batch.to_frames()]):
+            self._events.append(events.WorkerLost(action.worker))
+
+    def _answer_error(self, action: events.AnswerError) -> None:
+        retry_after_ms = None
+        if action.retry_after_s is not None:
+            retry_after_ms = round(action.retry_after_s * 1000)
+        answer = ErrorAnswer(action.request_id, action.code, action.message, retry_after_ms)
+        self._answer(action.client, answer.to_frames())
+
+
+if __name__ == "__main__":
+    sys.exit(run_role(run, BrokerConfig))

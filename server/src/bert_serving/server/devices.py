@@ -1,0 +1,70 @@
+"""Which device, cores and threads each worker gets. Knows the machine, nothing of models."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+
+from .config import ServerConfig
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one worker computes: a device as torch names it, and its share of the CPU."""
+
+    device: str
+    num_threads: int
+    cores: tuple[int, ...]
+
+
+class PlacementError(Exception):
+    """The options ask for devices that cannot be given; the message says why."""
+
+
+def place_workers(config: ServerConfig) -> list[Placement]:
+    """Return a placement for each worker.
+
+    On a GPU machine one worker a GPU (or as `-device_map` and `-num_worker` say); on a
+    CPU, workers share the cores in equal, neighbouring groups.
+
+    Raises:
+        PlacementError: GPUs are asked for together with `-cpu`, or there are none.
+
+    """
+    if config.device_map and config.cpu:
+        raise PlacementError("-device_map names GPUs, -cpu forbids them: give one of the two")
+    gpus = [] if config.cpu else visible_gpus()
+    missing = [str(gpu) for gpu in config.device_map if gpu not in gpus]
+    if missing:
+        raise PlacementError(
+            f"-device_map {' '.join(missing)}: no such GPU, "
+            + (f"visible are {' '.join(map(str, gpus))}" if gpus else "none is visible")
+        )
+    gpus = list(config.device_map) or gpus
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    num_cores = len(cores) or os.cpu_count() or 1
+    num_worker = config.num_worker or max(len(gpus), 1)
+    placements = []
+    for number in range(num_worker):
+        share = _share(cores, number, num_worker)
+        threads = config.num_threads or max(len(share) or num_cores // num_worker, 1)
+        device = f"cuda:{gpus[number % len(gpus)]}" if gpus else "cpu"
+        placements.append(Placement(device, threads, tuple(share)))
+    return placements
+
+
+def visible_gpus() -> list[int]:
+    """Return the numbers of the GPUs this process may use, without loading torch or CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return list(
+            range(len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+        )
+    return list(range(len(glob.glob("/dev/nvidia[0-9]*"))))  # noqa: PTH207  # no folder to be in
+
+
+def _share(cores: list[int], number: int, num_worker: int) -> list[int]:
+    if num_worker > len(cores):  # more workers than cores: nothing is gained by pinning
+        return []
+    return cores[len(cores) * number // num_worker : len(cores) * (number + 1) // num_worker]

@@ -1,0 +1,83 @@
+"""Starting a role in a process of its own, with its config on standard input.
+
+A fresh interpreter, not a fork: nothing of the parent's threads, sockets or torch state
+comes along, and no `__main__` is imported again. Standard input keeps the config out of
+the process list.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from . import exit_codes
+from .config import BrokerConfig, Role, WorkerConfig, from_json, to_json
+
+WATCH_S = 1.0
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def start(module: str, config: BrokerConfig | WorkerConfig) -> subprocess.Popen[bytes]:
+    """Start a role's module of this package; its `main` reads the config."""
+    command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid())]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  # our own module
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    assert process.stdin is not None
+    try:
+        process.stdin.write(to_json(config).encode())
+        process.stdin.close()
+    except BrokenPipeError:  # it ended at once; its status says why
+        pass
+    return process
+
+
+def run_role(run: Callable[[Any], int], role: type[Role]) -> int:
+    """Read the config that `start` wrote, and live the role's life.
+
+    The terminal's Ctrl-C reaches every process of the group, and a service manager's
+    SIGTERM may too; only the supervisor acts on them, and tells its children. A handler
+    that does nothing is not passed on to a child's own children, as `SIG_IGN` would be.
+    """
+    for number in GROUP_SIGNALS:
+        signal.signal(number, _leave_to_supervisor)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+    return run(from_json(role, sys.stdin.read()))
+
+
+def _leave_to_supervisor(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing on a signal."""
+
+
+class Parent:
+    """The process that started this one; a child whose parent has died ends itself.
+
+    `start` says which process that is: by the time a child asks, it may have lost it.
+    """
+
+    def __init__(self) -> None:
+        self._pid = int(sys.argv[1])
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is still there."""
+        return os.getppid() == self._pid
+
+    def watch(self) -> None:
+        """End this process soon after its parent, whatever its other threads are doing."""
+        threading.Thread(target=self._end_after_it, name="parent", daemon=True).start()
+
+    def _end_after_it(self) -> None:
+        while self.is_alive:
+            time.sleep(WATCH_S)
+        time.sleep(WATCH_S)  # for a loop that notices by itself, and closes in order
+        os._exit(exit_codes.ORPHANED)

@@ -1,0 +1,164 @@
+"""What the broker knows of its workers, and what it tells clients of them."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import zmq
+
+from bert_serving.client.messages import MAX_ROWS, Limits, Welcome
+from bert_serving.client.rows import MAX_ROWS_BYTES
+
+from .config import BrokerConfig
+from .scheduling.scheduler import Scheduler
+from .version import __version__
+
+MAX_ROWS_A_REQUEST = 256  # beyond that a larger request is not cheaper a row any more
+TOKENS_A_ROW = 16  # of a short sentence: what a request's rows are reckoned at
+BYTES_A_TOKEN = 8  # generous: Latin script has about 4
+BATCHES_IN_FLIGHT = 6  # a worker has two in hand; the others hide the way there and back
+
+
+@dataclass
+class WorkerRecord:
+    """One life of a worker."""
+
+    id: int
+    pid: int
+    host: str
+    device: str
+    state: str = "starting"
+    max_batch_tokens: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Roster:
+    """The workers by route, and the words about them: welcome and status."""
+
+    def __init__(self, config: BrokerConfig) -> None:
+        self._config = config
+        self._records: dict[bytes, WorkerRecord] = {}
+        self._started = time.time()
+        self._model: Mapping[str, Any] = {}
+        self._budget = 0
+
+    def add(self, route: bytes, header: Mapping[str, Any]) -> None:
+        """Note a worker that has begun to load its model."""
+        self._records[route] = WorkerRecord(
+            id=header["worker"], pid=header["pid"], host=header["host"], device=header["device"]
+        )
+
+    def mark_ready(self, route: bytes, header: Mapping[str, Any]) -> WorkerRecord:
+        """Note a worker that can compute."""
+        record = self._records[route]
+        record.state = "ready"
+        record.max_batch_tokens = self._budget = header["max_batch_tokens"]
+        record.model = self._model = header["model"]
+        return record
+
+    def remove(self, route: bytes) -> None:
+        """Forget a worker that is gone."""
+        self._records.pop(route, None)
+
+    def __contains__(self, route: bytes) -> bool:
+        return route in self._records
+
+    def __iter__(self) -> Any:
+        return iter(self._records)
+
+    @property
+    def num_ready(self) -> int:
+        """How many workers can compute."""
+        return sum(record.state == "ready" for record in self._records.values())
+
+    def state(self, *, is_draining: bool) -> str:
+        """Return the server's state in one word."""
+        if is_draining:
+            return "draining"
+        return "ready" if self.num_ready else "starting"
+
+    def limits(self) -> Limits:
+        """Return how clients should cut: requests about as large as what a worker takes.
+
+        A request that fills a worker's budget costs the least per row; more in flight
+        than the workers can hold would only wait here instead of there.
+        """
+        most = min(self._config.max_request_bytes, MAX_ROWS_BYTES)
+        if not self._budget:
+            return Limits(max_bytes=min(Limits.max_bytes, most), max_request_bytes=most)
+        share = max(self._config.limits.max_queue_rows // 2, 1)  # that one client may hold
+        max_rows = min(max(self._budget // TOKENS_A_ROW, 16), self._config_rows, share)
+        max_bytes = max(max_rows * TOKENS_A_ROW * BYTES_A_TOKEN, 4096)
+        a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
+        window = int(BATCHES_IN_FLIGHT * a_batch * self._config.num_worker) + 1
+        window = min(window, share // max_rows, 256)
+        return Limits(max_rows, min(max_bytes, most), window, most)
+
+    def welcome(self, *, is_draining: bool) -> Welcome:
+        """Return the answer to a hello."""
+        return Welcome(
+            server=f"bert-serving-server {__version__}",
+            state=self.state(is_draining=is_draining),
+            limits=self.limits(),
+            default_view=self._config.default_view,
+            model=self._model,
+        )
+
+    def status(self, scheduler: Scheduler, num_clients: int) -> dict[str, Any]:
+        """Return the answer to a status request: bert-as-service's fields, and our own."""
+        counters = scheduler.counters
+        refused, failed = dict(counters.refused), dict(counters.failed)
+        return {
+            **self._config.settings,
+            "state": self.state(is_draining=scheduler.is_draining),
+            "workers": [_status(record) for record in self._sorted()],
+            "model": dict(self._model),
+            "default_view": self._config.default_view.to_wire(),
+            "status": 200,
+            "server_version": __version__,
+            "server_start_time": _timestamp(self._started),
+            "server_current_time": _timestamp(time.time()),
+            "python_version": platform.python_version(),
+            "pyzmq_version": zmq.pyzmq_version(),
+            "zmq_version": zmq.zmq_version(),
+            "num_concurrent_socket": num_clients,
+            "statistic": {
+                "num_active_client": num_clients,
+                "num_total_request": counters.accepted + sum(refused.values()),
+                "num_data_request": counters.accepted,
+                "num_delivered": counters.delivered,
+                "num_cancelled": counters.cancelled,
+                "num_refused": refused,
+                "num_failed": failed,
+                "queued_requests": scheduler.queued_requests,
+                "queued_rows": scheduler.queued_rows,
+                "queued_bytes": scheduler.queued_bytes,
+                "requests_in_hand": scheduler.requests_in_hand,
+            },
+        }
+
+    @property
+    def _config_rows(self) -> int:
+        return min(self._config.settings["max_batch_size"] or MAX_ROWS_A_REQUEST, MAX_ROWS)
+
+    def _sorted(self) -> list[WorkerRecord]:
+        return sorted(self._records.values(), key=lambda record: record.id)
+
+
+def _status(record: WorkerRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "pid": record.pid,
+        "host": record.host,
+        "device": record.device,
+        "state": record.state,
+        "max_batch_tokens": record.max_batch_tokens,
+    }
+
+
+def _timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(seconds))

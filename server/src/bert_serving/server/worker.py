@@ -1,0 +1,122 @@
+"""The worker role: one replica on one device, one batch after the other.
+
+One thread does it all. On a CPU the model's own threads already use every core, so a
+second thread of ours could only take turns with them; with the fake model, handing
+batches over was measured to cost about a quarter of the worker's time. What it would gain
+on large batches of a real model has not been measured. The batch that waits for the one
+that runs waits in the socket.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket as sockets
+import sys
+from typing import Any
+
+import zmq
+
+from bert_serving.client.frames import decode_message
+from bert_serving.client.messages import MAX_ROWS
+from bert_serving.client.sockets import received_messages, send_frames
+
+from . import exit_codes, logs
+from .batches import BatchReader, compute
+from .config import WorkerConfig
+from .model.loading import load_replica
+from .model.replica import ModelLoadError, Replica
+from .processes import Parent, run_role
+from .worker_protocol import Batch, message, worker_route
+
+log = logging.getLogger("bert_serving.worker")
+
+MAX_MESSAGES_A_TURN = 4
+TURN_MS = 1_000  # longest sleep: how soon an orphan notices
+FLUSH_MS = 2_000
+
+
+def run(config: WorkerConfig) -> int:
+    """Live the worker's life: announce, load, announce again, loop, close."""
+    logs.set_up(f"worker {config.worker_id}", verbose=config.verbose)
+    Parent().watch()  # a model that hangs, or loads for long, must not outlive the server
+    if config.cores:
+        os.sched_setaffinity(0, config.cores)
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = FLUSH_MS
+    socket.sndhwm = socket.rcvhwm = 0  # two batches at most are on their way
+    socket.routing_id = worker_route(config.worker_id, os.getpid())
+    socket.connect(config.backend)
+    try:
+        replica = _load(config, socket)
+        if replica is None:
+            return exit_codes.BOOT_FAILED
+        return _loop(replica, config, socket)
+    finally:
+        socket.close()
+        context.term()
+
+
+def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
+    socket.send_multipart(
+        message(
+            "starting",
+            worker=config.worker_id,
+            pid=os.getpid(),
+            host=sockets.gethostname(),
+            device=config.replica.device,
+        )
+    )
+    try:
+        replica = load_replica(config.replica)
+    except ModelLoadError as error:
+        socket.send_multipart(message("boot_failed", cause=str(error)))
+        return None
+    except Exception as error:
+        log.exception("the model could not be loaded")
+        socket.send_multipart(message("boot_failed", cause=f"{type(error).__name__}: {error}"))
+        return None
+    try:
+        replica.check_view(config.default_view)
+    except ValueError as error:
+        socket.send_multipart(message("boot_failed", cause=f"-pooling_layer: {error}"))
+        return None
+    gc.collect()
+    gc.freeze()  # the model lives as long as the process: never look at it again
+    log.info(
+        "%s on %s, %s: %d tokens at a time",
+        replica.info.name,
+        replica.info.device,
+        replica.info.dtype,
+        replica.max_batch_tokens,
+    )
+    socket.send_multipart(
+        message(
+            "ready",
+            max_batch_tokens=replica.max_batch_tokens,
+            max_batch_rows=config.max_batch_size or MAX_ROWS,
+            model=replica.info.to_wire(),
+        )
+    )
+    return replica
+
+
+def _loop(replica: Replica, config: WorkerConfig, socket: zmq.Socket[Any]) -> int:
+    reader, parent = BatchReader(replica, config.default_view), Parent()
+    while parent.is_alive:
+        if not socket.poll(TURN_MS):
+            continue
+        for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
+            header, buffers = decode_message([frame.buffer for frame in frames])
+            if header["type"] == "stop":
+                return exit_codes.OK
+            batch = reader.prepare(Batch.parse(header, buffers))
+            send_frames(socket, compute(replica, batch).to_frames())
+    log.error("the supervisor is gone: stopping")
+    return exit_codes.ORPHANED
+
+
+if __name__ == "__main__":
+    sys.exit(run_role(run, WorkerConfig))

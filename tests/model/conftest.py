@@ -1,0 +1,75 @@
+"""Real weights and tiny random ones, against transformers, without a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import shutil
+
+import pytest
+import torch
+from model_reference import TEXTS, Reference
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from bert_serving.server.model.checkpoint import find_checkpoint
+from bert_serving.server.model.loading import ReplicaConfig, load_replica
+
+
+@pytest.fixture(scope="session")
+def embedded_dir():
+    return find_checkpoint(None).directory
+
+
+@pytest.fixture(scope="session")
+def load():
+    def load(model_dir=None, **options):
+        # one thread: threads that wait for each other crawl where other tests use the cores
+        options = {"max_batch_tokens": 1024, "num_threads": 1, **options}
+        return load_replica(ReplicaConfig(model_dir=model_dir and str(model_dir), **options))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def replica(load):
+    return load()
+
+
+@pytest.fixture(scope="session")
+def reference(embedded_dir):
+    torch.set_num_threads(1)
+    return Reference(
+        BertModel.from_pretrained(embedded_dir, dtype=torch.float32),
+        BertTokenizerFast.from_pretrained(embedded_dir),
+    )
+
+
+@pytest.fixture(scope="session")
+def states(reference):
+    """The hidden states of TEXTS, a list of arrays [layers + 1, tokens, hidden]."""
+    return reference.hidden_states(TEXTS)
+
+
+@pytest.fixture
+def tiny_dir(tmp_path, embedded_dir):
+    """A factory of directories with a tiny random BERT and the embedded model's tokenizer."""
+
+    def make(model_class=BertModel, **config):
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "max_position_embeddings": 64,
+        }
+        torch.manual_seed(0)
+        # weights larger than those of a fresh model, so that activations matter
+        model = model_class(BertConfig(**{**sizes, "initializer_range": 0.3, **config})).eval()
+        model.save_pretrained(tmp_path)
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            shutil.copy(embedded_dir / name, tmp_path)
+        return tmp_path, model
+
+    return make

@@ -1,0 +1,157 @@
+"""Tokens are those of transformers' tokenizer, cut the same way, and flagged."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+from model_reference import TEXTS, edit_json
+from transformers import BertTokenizerFast
+
+from bert_serving.server.model.replica import ModelLoadError
+from bert_serving.server.model.tokenizer import load_tokenizer
+
+WORDS = (
+    "the a Émile naïve 北京 😀 don't [MASK] [SEP] ##ing x-ray 3.14 supercalifragilistic \u200b ﬁ İ"
+)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draw = random.Random(0)
+    words = WORDS.split(" ")
+    return [" ".join(draw.choices(words, k=draw.randrange(12))) for _ in range(150)] + TEXTS
+
+
+@pytest.fixture
+def directory(tmp_path, embedded_dir):
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(embedded_dir / name, tmp_path)
+    return tmp_path
+
+
+def load(directory, lower_case=None):
+    return load_tokenizer(directory, max_positions=512, lower_case=lower_case, parallel=False)
+
+
+def check_same(ours, theirs, rows, max_length=None):
+    """Check ids, segments, special and truncated flags of every row."""
+    tokens = ours.tokenize(rows, is_tokenized=False, max_length=max_length)
+    end = 0
+    for row, length, is_cut in zip(rows, tokens.lengths, tokens.truncated, strict=True):
+        # as a batch of one: alone, transformers takes a pair with an empty second text for no pair
+        options = {"return_special_tokens_mask": True, "verbose": False}
+        whole = theirs([row], **options)
+        expected = theirs([row], truncation=True, max_length=max_length or 512, **options)
+        own = slice(end, end + length)
+        assert tokens.ids[own].tolist() == expected["input_ids"][0], row
+        assert tokens.segment_ids[own].tolist() == expected["token_type_ids"][0], row
+        assert tokens.special[own].tolist() == [
+            bool(flag) for flag in expected["special_tokens_mask"][0]
+        ]
+        assert is_cut == (len(whole["input_ids"][0]) > length)
+        end += length
+    assert end == len(tokens.ids)
+
+
+@pytest.mark.parametrize("max_length", [None, 4, 5, 8, 9])
+def test_texts_and_pairs_are_tokenized_as_by_transformers(embedded_dir, texts, max_length):
+    theirs = BertTokenizerFast.from_pretrained(embedded_dir)
+    if max_length:
+        # transformers takes a minute to cut a long pair to very few tokens
+        texts = [text for text in texts if len(str(text)) < 1000]
+    singles = [text for text in texts if isinstance(text, str)]
+    pairs = [
+        *zip(singles[::2], singles[1::2], strict=False),
+        ("a b c d e f", "x"),
+        ("x", "a b c d"),
+    ]
+    check_same(load(embedded_dir), theirs, [*texts, *pairs], max_length)
+
+
+@pytest.mark.parametrize("has_json", [True, False])
+@pytest.mark.parametrize("in_config", [None, True, False])
+@pytest.mark.parametrize("lower_case", [None, True, False])
+def test_case_is_folded_as_transformers_does(directory, texts, has_json, in_config, lower_case):
+    edit_json(directory / "tokenizer_config.json", do_lower_case=in_config)
+    if not has_json:
+        (directory / "tokenizer.json").unlink()
+    option = {} if lower_case is None else {"do_lower_case": lower_case}
+    theirs = BertTokenizerFast.from_pretrained(directory, **option)
+    check_same(load(directory, lower_case), theirs, texts[:60])
+
+
+def test_the_cased_option_changes_something(directory):
+    folded, cased = (
+        load(directory, flag).tokenize(["Paris"], is_tokenized=False, max_length=None)
+        for flag in (True, False)
+    )
+    assert folded.ids.tolist() != cased.ids.tolist()
+
+
+def test_a_directory_with_a_vocabulary_only_is_enough(directory, texts):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    check_same(load(directory), BertTokenizerFast.from_pretrained(directory), texts)
+
+
+def test_the_files_own_limit_holds(directory):
+    edit_json(directory / "tokenizer_config.json", model_max_length=7)
+    tokens = load(directory).tokenize([TEXTS[6]], is_tokenized=False, max_length=100)
+    assert tokens.lengths.tolist() == [7]
+
+
+def test_tokens_given_are_looked_up_as_they_are(embedded_dir):
+    tokenizer = load(embedded_dir)
+    rows = [["hello", "Hello", "##ing", "[MASK]", "no such token"], [], (["hello"], ["world", "x"])]
+    tokens = tokenizer.tokenize(rows, is_tokenized=True, max_length=None)
+    assert tokens.lengths.tolist() == [7, 2, 6]
+    assert tokenizer.token_texts(tokens.ids) == [
+        *("[CLS]", "hello", "[UNK]", "##ing", "[MASK]", "[UNK]", "[SEP]"),
+        *("[CLS]", "[SEP]"),
+        *("[CLS]", "hello", "[SEP]", "world", "x", "[SEP]"),
+    ]
+    assert tokens.segment_ids.tolist() == [0] * 9 + [0, 0, 0, 1, 1, 1]
+    texts = tokenizer.token_texts(tokens.ids)
+    assert tokens.special.tolist() == [text in ("[CLS]", "[SEP]") for text in texts]
+
+
+def test_tokens_given_are_cut_and_flagged(embedded_dir):
+    rows = [["hello"] * 20, ["hello"], (["hello"] * 9, ["world"] * 2)]
+    tokenizer = load(embedded_dir)
+    tokens = tokenizer.tokenize(rows, is_tokenized=True, max_length=8)
+    assert tokens.lengths.tolist() == [8, 3, 8]
+    assert tokens.truncated.tolist() == [True, False, True]
+    assert tokenizer.token_texts(tokens.ids[-8:]) == [
+        *("[CLS]", "hello", "hello", "hello", "[SEP]", "world", "world", "[SEP]")
+    ]
+
+
+def test_types_are_those_of_token_rows(embedded_dir):
+    for rows in ([], ["a"], [("a", "b"), "c"]):
+        tokens = load(embedded_dir).tokenize(rows, is_tokenized=False, max_length=None)
+        assert len(tokens) == len(rows)
+        types = [tokens.ids.dtype, tokens.segment_ids.dtype, tokens.special.dtype,
+                 tokens.lengths.dtype, tokens.truncated.dtype]  # fmt: skip
+        assert types == [np.int32, np.uint8, np.bool_, np.int32, np.bool_]
+
+
+def test_a_max_length_without_room_is_refused(embedded_dir):
+    with pytest.raises(ValueError, match="max_length=3: expected more than the 3 special tokens"):
+        load(embedded_dir).tokenize(["a"], is_tokenized=False, max_length=3)
+
+
+def test_broken_files_are_refused_in_one_line(directory):
+    (directory / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="tokenizer cannot be read") as caught:
+        load(directory)
+    assert "\n" not in str(caught.value)
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.txt").write_text("[UNK]\nhello\n")
+    with pytest.raises(ModelLoadError, match=r"vocabulary has no \[CLS\], \[SEP\]"):
+        load(directory)
+    (directory / "vocab.txt").unlink()
+    with pytest.raises(ModelLoadError, match=r"no tokenizer.json or vocab.txt"):
+        load(directory)

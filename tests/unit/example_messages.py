@@ -1,0 +1,122 @@
+"""One example of every message: what the golden frames and the protocol's text show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bert_serving.client.messages import (
+    Cancel,
+    Encode,
+    ErrorAnswer,
+    Hello,
+    Limits,
+    Result,
+    RowTokens,
+    Status,
+    StatusRequest,
+    ViewArray,
+    Welcome,
+)
+from bert_serving.client.rows import pack_rows
+from bert_serving.client.view import DEFAULT_VIEW, View
+
+MODEL = {
+    "name": "embedded",
+    "architecture": "bert",
+    "num_layers": 6,
+    "hidden_size": 384,
+    "max_length": 512,
+    "vocab_size": 30522,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+REQUESTS: dict[str, Any] = {
+    "hello": Hello(client="example/1"),
+    "encode": Encode(
+        id=1, rows=2, ttl_ms=30000, views={"embedding": View()}, buffer=pack_rows(["hi", "a b"])
+    ),
+    "encode_everything": Encode(
+        id=2**63 - 1,
+        rows=2,
+        ttl_ms=604_800_000,
+        views={
+            "a": View(
+                layers=(-1, -2),
+                layer_reduce="mean",
+                pooling="mean_max",
+                normalize=True,
+                dims=128,
+                dtype="float16",
+            ),
+            "b": View(pooling="none"),
+        },
+        buffer=pack_rows([["hi"], (["a", "b"], ["c"])]),
+        is_tokenized=True,
+        max_length=64,
+        show_tokens=True,
+    ),
+    "encode_pairs_for_tokens_only": Encode(
+        id=0,
+        rows=2,
+        ttl_ms=0,
+        views={},
+        buffer=pack_rows([("who?", "me"), "żółw 🐢"]),
+        show_tokens=True,
+    ),
+    "cancel": Cancel(ids=[1, 300]),
+    "status": StatusRequest(id=5),
+}
+
+ANSWERS: dict[str, Any] = {
+    "welcome": Welcome(
+        server="bert-serving/2.0.0",
+        state="ready",
+        limits=Limits(max_rows=64, max_bytes=32768, window=4),
+        default_view=DEFAULT_VIEW,
+        model=MODEL,
+    ),
+    "welcome_of_a_starting_server": Welcome(
+        server="bert-serving/2.0.0",
+        state="starting",
+        limits=Limits(),
+        default_view=DEFAULT_VIEW,
+        model={},
+    ),
+    "welcome_of_a_server_with_a_limit_of_its_own": Welcome(
+        server="bert-serving/2.0.0",
+        state="ready",
+        limits=Limits(max_rows=64, max_bytes=4096, window=4, max_request_bytes=4096),
+        default_view=DEFAULT_VIEW,
+        model=MODEL,
+    ),
+    "result": Result(
+        id=1,
+        views={"embedding": ViewArray(np.array([[0.5, -1.0], [2.0, 0.25]], np.float32))},
+        n_tokens=[3, 4],
+        truncated=[1],
+        queue_ms=0.5,
+        tokenize_ms=0.25,
+        compute_ms=4.0,
+    ),
+    "result_with_tokens": Result(
+        id=2,
+        views={
+            "a": ViewArray(np.array([[1.0, 0.5]], np.float16)),
+            "b": ViewArray(np.array([[1.0], [2.0], [3.0]], np.float32), [0, 3]),
+        },
+        n_tokens=[3],
+        tokens=RowTokens(
+            texts=["[CLS]", "hi", "[SEP]"],
+            ids=np.array([101, 7632, 102], np.int32),
+            segment_ids=np.array([0, 0, 0], np.uint8),
+        ),
+    ),
+    "error": ErrorAnswer(id=1, code="overloaded", message="the queue is full", retry_after_ms=50),
+    "error_that_names_no_request": ErrorAnswer(
+        id=None, code="invalid_request", message="unknown message type 'bye'"
+    ),
+    "status": Status(id=5, status={"state": "ready", "workers": [{"id": 0, "device": "cpu"}]}),
+}

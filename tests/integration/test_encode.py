@@ -9,7 +9,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -415,13 +414,13 @@ def test_a_bulk_call_leaves_no_memory_behind(
         client.encode(MANY)
         return {pid: memory_kib(pid) for pid in fake_server.processes()}
 
-    after = [measured() for _ in range(4)]
+    after = [measured() for _ in range(20)]
     assert len(after[0]) >= 4  # supervisor, broker, two workers
     for pid in after[0]:
         sizes = [sizes[pid] for sizes in after]
-        # what piles up differs from call to call, a leak grows with each
-        assert min(later - sooner for sooner, later in pairwise(sizes)) < 1 << 10, sizes
-        assert sizes[-1] - sizes[0] < 24 << 10, sizes
+        # what the allocator keeps swings by up to 13 MiB, and never ends above where it began;
+        # one answer in a hundred kept would add 24 MiB
+        assert min(sizes[-4:]) < max(sizes[:4]) + (4 << 10), sizes
 
 
 def test_a_text_of_3_mb_is_cut_like_any_other(client: BertClient) -> None:

@@ -217,6 +217,7 @@ class Machine:
         self.runs += 1
 
     def calibrate(self, **options):
+        options = {"handover_s": 0.0, **options}
         return calibrate(self.encode, max_length=512, clock=lambda: self.now, **options)
 
 
@@ -230,6 +231,14 @@ def test_calibration_picks_the_smallest_budget_near_the_best():
         list(calibration.tokens_per_s.values()), [r * 100 for r in rates.values()]
     )
     assert "max_batch_tokens=256" in str(calibration)
+
+
+def test_calibration_of_a_fast_model_counts_what_each_batch_costs_beside_it():
+    machine = Machine(dict.fromkeys(CPU_BUDGETS, 20_000.0))
+    assert machine.calibrate().max_batch_tokens == 128
+    assert machine.calibrate(handover_s=0.004).max_batch_tokens == 1024
+    slow = Machine(dict.fromkeys(CPU_BUDGETS, 1_000.0))
+    assert slow.calibrate(handover_s=0.004).max_batch_tokens == 128
 
 
 def test_calibration_of_a_slow_model_ends_in_time():

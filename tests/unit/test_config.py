@@ -9,15 +9,9 @@ import pytest
 
 from bert_serving.client.view import View
 from bert_serving.server.cli.options import get_args_parser, parse_args
-from bert_serving.server.config import (
-    BrokerConfig,
-    ServerConfig,
-    WorkerConfig,
-    from_json,
-    option_fields,
-    to_json,
-)
+from bert_serving.server.config import ServerConfig, option_fields
 from bert_serving.server.model.loading import ReplicaConfig
+from bert_serving.server.roles import BrokerConfig, WorkerConfig, from_json, to_json
 from bert_serving.server.scheduling.events import SchedulerLimits
 
 VALUES: dict[str, tuple[list[str], Any]] = {
@@ -28,6 +22,17 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "layer_reduce": (["mean"], "mean"),
     "pooling_strategy": (["REDUCE_MEAN_MAX"], "mean_max"),
     "num_worker": (["3"], 3),
+    "tuned_model_dir": (["/models/tuned"], "/models/tuned"),
+    "ckpt_name": (["model.ckpt-100"], "model.ckpt-100"),
+    "config_name": (["config.json"], "config.json"),
+    "num_labels": (["3"], 3),
+    "legacy_port": (["5555"], 5555),
+    "legacy_port_out": (["5556"], 5556),
+    "gpu_memory_fraction": (["0.5"], 0.5),
+    "http_max_connect": (["10"], 10),
+    "cors": (["*"], "*"),
+    "graph_tmp_dir": (["/tmp"], "/tmp"),
+    "prefetch_size": (["10"], 10),
     "device_map": (["0", "1", "4"], (0, 1, 4)),
     "num_threads": (["2"], 2),
     "max_batch_tokens": (["512"], 512),
@@ -70,7 +75,8 @@ def test_without_options_every_default_holds() -> None:
 
 
 def test_every_option_is_tried_here() -> None:
-    assert {entry.name for entry in option_fields()} == VALUES.keys() | set(FLAGS)
+    refused_yet = {"http_port"}
+    assert {entry.name for entry in option_fields()} - refused_yet == VALUES.keys() | set(FLAGS)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -225,11 +231,28 @@ def test_what_is_no_option_is_refused(
     assert argv[0] in refused(capsys, *argv)
 
 
-@pytest.mark.parametrize("name", ["-port_out", "--port-out"])
+@pytest.mark.parametrize("name", ["-port_out", "--port-out", "-port_result"])
 def test_port_out_is_refused_with_advice(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "-port", "5555", name, "5556")
     assert "there is only one port now, -port" in message
     assert "Leave -port_out out" in message
+
+
+def test_port_out_beside_a_legacy_port_is_that_ones_other_half() -> None:
+    config = parsed("-legacy_port", "5555", "-port", "0", "-port_out", "5556")
+    assert (config.legacy_port, config.legacy_port_out) == (5555, 5556)
+    config = parsed("-legacy_port", "1", "-legacy_port_out", "2", "-port_out", "3")
+    assert config.legacy_port_out == 2
+
+
+def test_http_is_refused_as_long_as_it_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not speak HTTP yet" in refused(capsys, "-http_port", "8125")
+
+
+def test_bert_as_services_other_names_are_the_same_options() -> None:
+    for name in ("-port_in", "-port_data", "--port-in"):
+        assert parsed(name, "7").port == 7
+    assert parsed("-xla").compile
 
 
 def test_fp16_is_the_same_as_dtype_float16(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,4 +150,9 @@ def test_open_fields_and_only_those_are_filled_from_the_default(view: View, defa
 def test_the_width_follows_from_layers_pooling_and_dims(
     options: dict[str, Any], width: int
 ) -> None:
-    assert View.parse(options).filled_from(DEFAULT_VIEW).width(384) == width
+    assert (
+        View.parse(options)
+        .filled_from(DEFAULT_VIEW)
+        .width(384, {"pooler": 384, "classification": 3})
+        == width
+    )

@@ -194,7 +194,8 @@ class Session:
         view = call.options.views[name].filled_from(self.welcome.default_view)
         if view.pooling == "none":
             return []
-        width = view.width(int(self.welcome.model.get("hidden_size", 0)))
+        model = self.welcome.model
+        width = view.width(int(model.get("hidden_size", 0)), model.get("head_sizes", {}))
         return np.empty((0, width), view.dtype)
 
     def _next_request(self, now: float) -> list[Any] | None:

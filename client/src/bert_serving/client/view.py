@@ -11,7 +11,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 LAYER_REDUCTIONS = ("concat", "sum", "mean")
-POOLINGS = ("none", "mean", "max", "mean_max", "first", "last")
+HEADS = ("pooler", "classification", "regression", "auto")
+"""Poolings that are the model's own: not every model has each, and it says how wide they are."""
+
+POOLINGS = ("none", "mean", "max", "mean_max", "first", "last", *HEADS)
 OUTPUT_DTYPES = ("float32", "float16")
 
 # bert-as-service's names beside the field's
@@ -24,6 +27,7 @@ _POOLING_ALIASES = {
     "cls": "first",
     "last_token": "last",
     "sep_token": "last",
+    "cls_pooled": "pooler",
 }
 
 MAX_LAYERS = 256
@@ -39,7 +43,10 @@ class View:
             embeddings, 1 the first layer, -1 the last.
         layer_reduce: how several layers become one: `concat` (side by side), `sum`, `mean`.
         pooling: `none` (a vector a token), `mean`, `max`, `mean_max` (both, side by side),
-            `first` ([CLS]), `last` (the final [SEP]).
+            `first` ([CLS]), `last` (the final [SEP]); or what the model's own head makes of
+            the last layer: `pooler` (its trained summary of [CLS]), `classification`
+            (probabilities of its labels), `regression` (its scores as they are), `auto` (what
+            sentence-transformers would give).
         normalize: scale each vector to length 1.
         dims: keep only the first so many dimensions, before `normalize`; None keeps all.
         dtype: of the answer, `float32` or `float16`.
@@ -87,10 +94,17 @@ class View:
         missing = {name: getattr(default, name) for name in _FIELDS if getattr(self, name) is None}
         return replace(self, **missing) if missing else self
 
-    def width(self, hidden_size: int) -> int:
-        """Return the number of dimensions of this (filled) view's vectors."""
+    def width(self, hidden_size: int, head_sizes: Mapping[str, int]) -> int:
+        """Return the number of dimensions of this (filled) view's vectors.
+
+        Args:
+            hidden_size: of the model.
+            head_sizes: the widths of those of `HEADS` that the model has.
+
+        """
         layers = len(self.layers or ()) if self.layer_reduce == "concat" else 1
         width = hidden_size * layers * (2 if self.pooling == "mean_max" else 1)
+        width = head_sizes.get(self.pooling or "", width)
         return min(width, self.dims or width)
 
 

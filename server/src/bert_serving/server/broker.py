@@ -29,8 +29,8 @@ from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
-from .config import BrokerConfig
 from .processes import Parent, run_role
+from .roles import BrokerConfig
 from .roster import Roster
 from .scheduling import events
 from .scheduling.scheduler import Scheduler

@@ -1,25 +1,23 @@
 """Every setting of the server, written once.
 
 The command line, the environment and the configuration file are read by what stands here.
-`ServerConfig` is what an operator says; each role gets a smaller config of its own,
-which travels to its process as JSON.
+`ServerConfig` is what an operator says; `roles` has what of it each process is told.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from bert_serving.client.view import DEFAULT_VIEW, LAYER_REDUCTIONS, View
 
-from .model.loading import ReplicaConfig
-from .scheduling.events import SchedulerLimits
-
-Role = TypeVar("Role", "BrokerConfig", "WorkerConfig")
 Num = TypeVar("Num", int, float)
+
+_ACCEPTED = "accepted for bert-as-service's sake, without effect"
+_NO_HTTP = "this version does not speak HTTP yet"
+_VIEW = "default view (a request may ask for another)"
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -33,8 +31,14 @@ def option(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
     many: bool = False,
+    aliases: tuple[str, ...] = (),
+    ignored: str | None = None,
 ) -> Any:
-    """Return a dataclass field with what the command line must know of it."""
+    """Return a dataclass field with what the command line must know of it.
+
+    `aliases` are other names on the command line; `ignored` says why an option of
+    bert-as-service does nothing here, which is what the log says when it is given.
+    """
     metadata = {
         "group": group,
         "help": help,
@@ -42,6 +46,8 @@ def option(
         "metavar": metavar,
         "choices": choices,
         "many": many,
+        "aliases": aliases,
+        "ignored": ignored,
     }
     return field(default=default, metadata=metadata)
 
@@ -69,6 +75,7 @@ def _number(least: int) -> Callable[[Any], int]:
 _layer = _in("a whole number", int, lambda _: True)
 _seconds = _in("seconds above 0", float, lambda number: number > 0)
 _port = _in("0 (any free one) to 65535", int, lambda number: 0 <= number < 65536)
+_fraction = _in("a number above 0, at most 1", float, lambda number: 0 < number <= 1)
 _tokens = _in("a whole number, at least 4, or NONE", int, lambda number: number >= 4)
 
 
@@ -97,11 +104,33 @@ class ServerConfig:
         "fake:DIM serves made-up vectors, for tests",
         metavar="DIR",
     )
+    tuned_model_dir: str | None = option(
+        None, "model", "directory of fine-tuned weights, for the model of -model_dir", metavar="DIR"
+    )
+    ckpt_name: str = option(
+        "bert_model.ckpt", "model", "name of a Google checkpoint's files", metavar="NAME"
+    )
+    config_name: str = option(
+        "bert_config.json", "model", "name of a Google checkpoint's configuration", metavar="NAME"
+    )
+    num_labels: int | None = option(
+        None,
+        "model",
+        "labels of a classification head; default: as many as the checkpoint has",
+        parse=_number(1),
+        metavar="N",
+    )
     dtype: str = option(
         "auto", "model", "what to compute in (auto: float32 on a CPU, 16 bit on a GPU)",
         choices=DTYPES,
     )  # fmt: skip
     fp16: bool = option(False, "model", "the same as -dtype float16")
+    compile: bool = option(
+        False,
+        "model",
+        "compile what is not hand-written, with torch.compile: slower to start, needs a C compiler",
+        aliases=("xla",),
+    )
     max_seq_len: int | None = option(
         None,
         "model",
@@ -113,10 +142,16 @@ class ServerConfig:
     cased_tokenization: bool = option(
         False, "model", "do not lower-case; the default is as the model's tokenizer files say"
     )
+    no_special_token: bool = option(
+        False, "model", "rows that come as tokens go in as they are, without [CLS] and [SEP]"
+    )
+    no_position_embeddings: bool = option(
+        False, "model", "add no position embeddings, for models trained without them"
+    )
 
     pooling_layer: tuple[int, ...] = option(
         DEFAULT_VIEW.layers,
-        "default view (a request may ask for another)",
+        _VIEW,
         "hidden layers, numbered as transformers' hidden_states: -1 is the last",
         parse=_layer,
         metavar="L",
@@ -124,26 +159,35 @@ class ServerConfig:
     )
     layer_reduce: str = option(
         DEFAULT_VIEW.layer_reduce,
-        "default view (a request may ask for another)",
+        _VIEW,
         "how several layers become one",
         choices=LAYER_REDUCTIONS,
     )
     pooling_strategy: str = option(
         DEFAULT_VIEW.pooling,
-        "default view (a request may ask for another)",
-        "mean, max, mean_max, first, last, none (a vector a token), or bert-as-service's names: "
-        "REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, FIRST_TOKEN, CLS_TOKEN, LAST_TOKEN, SEP_TOKEN, "
-        "NONE",
+        _VIEW,
+        "mean, max, mean_max, first, last, none (a vector a token); of the model's own heads: "
+        "pooler, classification, regression, auto (as sentence-transformers has it); "
+        "or bert-as-service's names: REDUCE_MEAN, REDUCE_MAX, REDUCE_MEAN_MAX, FIRST_TOKEN, "
+        "CLS_TOKEN, LAST_TOKEN, SEP_TOKEN, CLS_POOLED, NONE",
         parse=_pooling,
         metavar="POOLING",
     )
-    normalize: bool = option(
-        False, "default view (a request may ask for another)", "scale vectors to length 1"
-    )
+    normalize: bool = option(False, _VIEW, "scale vectors to length 1")
     mask_cls_sep: bool = option(
         False,
-        "default view (a request may ask for another)",
+        _VIEW,
         "leave [CLS] and [SEP] out of pooling (zero vectors under none)",
+    )
+
+    show_tokens_to_client: bool = option(
+        False, _VIEW, "tell clients of bert-as-service each row's tokens; ours may always ask"
+    )
+    fixed_embed_length: bool = option(
+        False,
+        _VIEW,
+        "under NONE, pad what clients of bert-as-service get to the model's own limit; "
+        "ours get no padding",
     )
 
     num_worker: int | None = option(
@@ -183,14 +227,42 @@ class ServerConfig:
         parse=_number(1),
         metavar="N",
     )
+    gpu_memory_fraction: float | None = option(
+        None,
+        "devices",
+        "share of a GPU's memory that a worker may take; default: what it needs",
+        parse=_fraction,
+        metavar="SHARE",
+    )
 
     host: str = option(
         "127.0.0.1", "network", "address to listen on: by default only this machine", metavar="HOST"
     )
     port: int = option(
-        5555, "network", "port of the native protocol; 0 for any free one", parse=_port,
+        5555,
+        "network",
+        "port of the native protocol; 0 for any free one",
+        parse=_port,
         metavar="PORT",
-    )  # fmt: skip
+        aliases=("port_in", "port_data"),
+    )
+    legacy_port: int | None = option(
+        None,
+        "network",
+        "port that clients of bert-as-service 1.10 send to; 0 for any free one; off unless given",
+        parse=_port,
+        metavar="PORT",
+    )
+    legacy_port_out: int | None = option(
+        None,
+        "network",
+        "port that they get results from; default: the one after -legacy_port",
+        parse=_port,
+        metavar="PORT",
+    )
+    http_port: int | None = option(
+        None, "network", "not served by this version yet", parse=_port, metavar="PORT"
+    )
     ready_file: str | None = option(
         None, "network", "write addresses there, as JSON, when everything answers", metavar="PATH"
     )
@@ -225,6 +297,22 @@ class ServerConfig:
 
     verbose: bool = option(False, "logging", "log more")
 
+    http_max_connect: int | None = option(
+        None, _ACCEPTED, "", parse=_number(1), metavar="N", ignored=_NO_HTTP
+    )
+    cors: str | None = option(None, _ACCEPTED, "", metavar="ORIGIN", ignored=_NO_HTTP)
+    graph_tmp_dir: str | None = option(
+        None, _ACCEPTED, "", metavar="DIR", ignored="no graph is written to disk any more"
+    )
+    prefetch_size: int | None = option(
+        None,
+        _ACCEPTED,
+        "",
+        parse=_number(0),
+        metavar="N",
+        ignored="a worker always has one batch waiting beside the one it computes",
+    )
+
     @property
     def default_view(self) -> View:
         """What an open field of a request's view means."""
@@ -240,85 +328,3 @@ class ServerConfig:
 def option_fields() -> list[Any]:
     """Return the fields of `ServerConfig`, each with its metadata and default."""
     return [entry for entry in fields(ServerConfig) if entry.default is not MISSING]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokerConfig:
-    """What the broker must know.
-
-    Attributes:
-        host, port: where clients connect; port 0 for any free one.
-        backend: where workers connect (ipc).
-        supervisor: where the supervisor listens (ipc).
-        num_worker: workers to expect before the server is ready.
-        limits: the scheduler's.
-        max_request_bytes: of one frame; a peer that sends more is disconnected.
-        default_view: for the welcome.
-        settings: the operator's options, for the status.
-        verbose: log more.
-
-    """
-
-    host: str
-    port: int
-    backend: str
-    supervisor: str
-    num_worker: int
-    limits: SchedulerLimits
-    max_request_bytes: int
-    default_view: View
-    settings: dict[str, Any]
-    verbose: bool
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BrokerConfig:
-        """Return the config that `asdict` and JSON took apart."""
-        values["limits"] = SchedulerLimits(**values["limits"])
-        values["default_view"] = _view(values["default_view"])
-        return cls(**values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerConfig:
-    """What one worker must know.
-
-    Attributes:
-        worker_id: its number, kept when it is replaced.
-        backend: where the broker listens (ipc).
-        replica: what to load.
-        cores: the CPU cores it may run on; empty for all.
-        default_view: fills the open fields of a request's view.
-        max_batch_size: rows a batch, at most; None leaves it to the tokens.
-        verbose: log more.
-
-    """
-
-    worker_id: int
-    backend: str
-    replica: ReplicaConfig
-    cores: tuple[int, ...]
-    default_view: View
-    max_batch_size: int | None
-    verbose: bool
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WorkerConfig:
-        """Return the config that `asdict` and JSON took apart."""
-        values["replica"] = ReplicaConfig(**values["replica"])
-        values["default_view"] = _view(values["default_view"])
-        values["cores"] = tuple(values["cores"])
-        return cls(**values)
-
-
-def to_json(config: BrokerConfig | WorkerConfig) -> str:
-    """Return a role's config as one line of JSON."""
-    return json.dumps(asdict(config))
-
-
-def from_json(role: type[Role], text: str) -> Role:
-    """Return a role's config from what `to_json` wrote."""
-    return role.from_dict(json.loads(text))
-
-
-def _view(values: dict[str, Any]) -> View:
-    return View.parse(values)

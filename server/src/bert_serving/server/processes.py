@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from . import exit_codes
-from .config import BrokerConfig, Role, WorkerConfig, from_json, to_json
+from .roles import BrokerConfig, Role, WorkerConfig, from_json, to_json
 
 WATCH_S = 1.0
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

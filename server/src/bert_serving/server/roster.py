@@ -13,7 +13,7 @@ import zmq
 from bert_serving.client.messages import MAX_ROWS, Limits, Welcome
 from bert_serving.client.rows import MAX_ROWS_BYTES
 
-from .config import BrokerConfig
+from .roles import BrokerConfig
 from .scheduling.scheduler import Scheduler
 from .version import __version__
 

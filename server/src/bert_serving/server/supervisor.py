@@ -29,9 +29,10 @@ from bert_serving.client.errors import ProtocolError
 from bert_serving.client.frames import decode_message
 
 from . import control, exit_codes, logs, processes
-from .config import BrokerConfig, ServerConfig, WorkerConfig
+from .config import ServerConfig, option_fields
 from .devices import Placement, PlacementError, place_workers
 from .model.loading import ReplicaConfig
+from .roles import BrokerConfig, WorkerConfig
 from .scheduling.events import SchedulerLimits
 from .scheduling.restarts import RestartPolicy
 from .worker_protocol import message
@@ -51,6 +52,7 @@ class StartError(Exception):
 def run(config: ServerConfig) -> int:
     """Live the server's life: start, announce, watch, drain, end."""
     logs.set_up("server", verbose=config.verbose)
+    _warn_of_ignored(config)
     try:
         with Supervisor(config) as supervisor, _signals(supervisor):
             supervisor.start()
@@ -58,6 +60,13 @@ def run(config: ServerConfig) -> int:
     except (StartError, PlacementError, control.ControlError) as error:
         log.error("%s", error)
         return exit_codes.BOOT_FAILED
+
+
+def _warn_of_ignored(config: ServerConfig) -> None:
+    for entry in option_fields():
+        why = entry.metadata["ignored"]
+        if why is not None and getattr(config, entry.name) != entry.default:
+            log.warning("-%s does nothing: %s", entry.name, why)
 
 
 @contextmanager
@@ -193,6 +202,14 @@ class Supervisor:
                 max_seq_len=config.max_seq_len,
                 mask_cls_sep=config.mask_cls_sep,
                 lower_case=False if config.cased_tokenization else None,
+                tuned_model_dir=config.tuned_model_dir,
+                ckpt_name=config.ckpt_name,
+                config_name=config.config_name,
+                num_labels=config.num_labels,
+                no_special_token=config.no_special_token,
+                no_position_embeddings=config.no_position_embeddings,
+                compile=config.compile,
+                gpu_memory_fraction=config.gpu_memory_fraction,
             ),
             cores=placement.cores,
             default_view=config.default_view,

@@ -24,10 +24,10 @@ from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
 from .batches import BatchReader, compute
-from .config import WorkerConfig
 from .model.loading import load_replica
 from .model.replica import ModelLoadError, Replica
 from .processes import Parent, run_role
+from .roles import WorkerConfig
 from .worker_protocol import Batch, message, worker_route
 
 log = logging.getLogger("bert_serving.worker")

@@ -35,6 +35,13 @@ EPILOG = (
 )
 
 
+PORT_OUT_ADVICE = (
+    "-port_out: there is only one port now, -port: results come back the way the request went. "
+    "Leave -port_out out; or, for clients of bert-as-service 1.10, give -legacy_port and "
+    "-legacy_port_out"
+)
+
+
 class SettingError(ValueError):
     """A setting from the environment or the file cannot be used; the message says why."""
 
@@ -58,7 +65,12 @@ def get_args_parser() -> argparse.ArgumentParser:
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         _add_option(group, entry)
     network = groups["network"]
-    network.add_argument("-port_out", "--port-out", action=_PortOut, help=argparse.SUPPRESS)
+    network.add_argument(
+        *("-port_out", "--port-out", "-port_result", "--port-result"),
+        dest="port_out",
+        type=int,
+        help=argparse.SUPPRESS,
+    )
     return parser
 
 
@@ -67,14 +79,33 @@ def parse_args(
 ) -> ServerConfig:
     """Return the server's config from all four places; exits with a message if one is wrong."""
     parser = get_args_parser()
-    given = vars(parser.parse_args(argv))
-    file = given.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
     try:
-        settings = {**read_file(file), **read_environment(environment), **given}
+        return to_config(parser.parse_args(argv), environment)
     except SettingError as error:
         parser.error(str(error))
+
+
+def to_config(
+    args: argparse.Namespace, environment: Mapping[str, str] = os.environ
+) -> ServerConfig:
+    """Return the config of parsed arguments, environment, file and defaults.
+
+    Raises:
+        SettingError: a setting cannot be used, or two contradict each other.
+
+    """
+    given = dict(vars(args))
+    file = given.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    port_out = given.pop("port_out", None)
+    settings = {**read_file(file), **read_environment(environment), **given}
+    if port_out is not None:
+        if settings.get("legacy_port") is None:
+            raise SettingError(PORT_OUT_ADVICE)
+        settings.setdefault("legacy_port_out", port_out)
+    if settings.get("http_port") is not None:
+        raise SettingError("-http_port: this version does not speak HTTP yet; leave it out")
     if settings.get("fp16") and settings.get("dtype", "float16") not in ("auto", "float16"):
-        parser.error(f"-fp16 and -dtype {settings['dtype']} contradict each other: give one")
+        raise SettingError(f"-fp16 and -dtype {settings['dtype']} contradict each other: give one")
     for name in ("pooling_layer", "device_map"):
         if name in settings:
             settings[name] = tuple(settings[name])
@@ -113,8 +144,9 @@ def read_file(path: str | None) -> dict[str, Any]:
 
 
 def _add_option(group: Any, entry: Field[Any]) -> None:
-    names = list(dict.fromkeys([f"-{entry.name}", f"--{entry.name.replace('_', '-')}"]))
-    text = entry.metadata["help"]
+    spelled = [entry.name, *entry.metadata["aliases"]]
+    names = list(dict.fromkeys(s for n in spelled for s in (f"-{n}", f"--{n.replace('_', '-')}")))
+    text = entry.metadata["ignored"] or entry.metadata["help"]
     if entry.default is False:
         group.add_argument(*names, dest=entry.name, action="store_true", help=text)
         return
@@ -170,13 +202,3 @@ def _flag(value: Any) -> bool:
     if word in FALSE_WORDS:
         return False
     raise ValueError("expected true or false")
-
-
-class _PortOut(argparse.Action):
-    """Refuses bert-as-service's second port with what to do instead."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        parser.error(
-            "there is only one port now, -port: results come back the way the request went. "
-            "Leave -port_out out"
-        )

@@ -6,7 +6,7 @@ them. It knows weights and micro-batches, and nothing of rows, requests or views
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 
 from .bert_config import BertConfig
 from .checkpoint import Weights, take
+from .encoder import States, TokenBatch
 from .kernels import Attend, Linear, LinearMaker
 from .packing import Group, padded_size
 
@@ -75,40 +76,54 @@ class BertEncoder:
         )
         self._norm = self._layer_norm("embeddings.LayerNorm", torch.float32)
 
-    def hidden_states(
-        self,
-        ids: torch.Tensor,
-        segment_ids: torch.Tensor,
-        positions: torch.Tensor,
-        groups: Sequence[Group],
-        wanted: AbstractSet[int],
-    ) -> dict[int, torch.Tensor]:
-        """Return the hidden states of the layers wanted, each `[tokens, hidden]`.
+    @property
+    def num_layers(self) -> int:
+        """See `Encoder`."""
+        return self.config.num_layers
 
-        Args:
-            ids: vocabulary ids, int64 `[tokens]`.
-            segment_ids: int64 `[tokens]`.
-            positions: each token's number inside its row, int64 `[tokens]`.
-            groups: rows of equal length that cover the tokens.
-            wanted: layer numbers, 0 the embeddings; no layer beyond the last is computed.
+    @property
+    def hidden_size(self) -> int:
+        """See `Encoder`."""
+        return self.config.hidden_size
 
-        """
-        tokens, padding = len(ids), (0, padded_size(len(ids)) - len(ids))
+    @property
+    def vocab_size(self) -> int:
+        """See `Encoder`."""
+        return self.config.vocab_size
+
+    @property
+    def num_segments(self) -> int:
+        """See `Encoder`."""
+        return self.config.type_vocab_size
+
+    @property
+    def head_sizes(self) -> Mapping[str, int]:
+        """See `Encoder`."""
+        return {}
+
+    def forward(
+        self, batch: TokenBatch, layers: AbstractSet[int], heads: AbstractSet[str]
+    ) -> States:
+        """Return the states and heads wanted; see `Encoder`."""
+        assert not heads
+        tokens, padding = len(batch.ids), (0, padded_size(len(batch.ids)) - len(batch.ids))
         ids, segment_ids, positions = (
-            F.pad(part, padding) for part in (ids, segment_ids, positions)
+            F.pad(part, padding) for part in (batch.ids, batch.segment_ids, batch.positions)
         )
         x = F.embedding(ids, self._words).float()
         x += F.embedding(segment_ids, self._segments)
         x += F.embedding(positions, self._positions)
         x = self._norm(x).to(self._dtype)
         states = {0: x}
-        for number in range(1, max(wanted, default=0) + 1):
-            x = self._layer(number - 1)(x, groups, self._attend, self.config.num_heads)
+        for number in range(1, max(layers, default=0) + 1):
+            x = self._layer(number - 1)(x, batch.groups, self._attend, self.config.num_heads)
             states[number] = x
-            if number - 1 not in wanted:
+            if number - 1 not in layers:
                 # its memory serves the next layer
                 del states[number - 1]
-        return {number: state[:tokens] for number, state in states.items() if number in wanted}
+        return States(
+            {number: state[:tokens] for number, state in states.items() if number in layers}
+        )
 
     def _layer(self, number: int) -> Layer:
         layer = self._layers[number]

@@ -44,7 +44,7 @@ from .fake_rows import (
     rows_to_ids,
     token_text,
 )
-from .layers import resolve_layers
+from .layers import check_view
 from .replica import EncodeRequest, ModelInfo, ModelLoadError, TokenRows
 
 NUM_LAYERS = 12
@@ -161,8 +161,8 @@ class FakeReplica:
         return [token_text(token) for token in ids.tolist()]
 
     def check_view(self, view: View) -> None:
-        """Raise ValueError for a layer beyond the twelve."""
-        resolve_layers(view.layers or (), NUM_LAYERS)
+        """Raise ValueError for a layer beyond the twelve, or a head."""
+        check_view(view, self.info)
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
         """Return each request's arrays; see `Replica`."""
@@ -250,7 +250,7 @@ def _view_values(
     ids: npt.NDArray[np.int32], multipliers: npt.NDArray[np.int32], view: View
 ) -> npt.NDArray[Any]:
     values = _vectors(ids, multipliers)
-    width = view.width(len(multipliers))
+    width = view.width(len(multipliers), {})
     if width > values.shape[1]:
         values = np.tile(values, -(-width // values.shape[1]))
     if width < values.shape[1]:

@@ -1,8 +1,23 @@
-"""Layer numbers as views give them, made plain: every replica counts the same way."""
+"""What a view may ask of a model: every replica counts layers and refuses the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from bert_serving.client.view import HEADS, View
+
+from .replica import ModelInfo
+
+
+def check_view(view: View, info: ModelInfo) -> None:
+    """Raise ValueError if a model cannot give a (filled) view: no such layer, no such head."""
+    resolve_layers(view.layers or (), info.num_layers)
+    if view.pooling in HEADS and view.pooling not in info.head_sizes:
+        others = ", ".join(name for name in HEADS if name in info.head_sizes) or "none"
+        raise ValueError(
+            f"pooling={view.pooling!r}: the model {info.name} has no such head "
+            f"(heads it has: {others})"
+        )
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:

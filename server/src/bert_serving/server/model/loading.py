@@ -30,6 +30,14 @@ class ReplicaConfig:
             own limit.
         mask_cls_sep: leave [CLS] and [SEP] out of pooling.
         lower_case: whether the tokenizer folds case; None is as the model's files say.
+        tuned_model_dir: a directory with fine-tuned weights for the model of `model_dir`.
+        ckpt_name: the name of a Google checkpoint's files.
+        config_name: the name of a Google checkpoint's configuration.
+        num_labels: labels of a classification head; None is as many as the checkpoint has.
+        no_special_token: rows of tokens go in as they are, without [CLS] and [SEP].
+        no_position_embeddings: add none.
+        compile: compile what is not hand-written.
+        gpu_memory_fraction: share of a GPU's memory that may be taken; None is all.
 
     """
 
@@ -41,6 +49,14 @@ class ReplicaConfig:
     max_seq_len: int | None = None
     mask_cls_sep: bool = False
     lower_case: bool | None = None
+    tuned_model_dir: str | None = None
+    ckpt_name: str = "bert_model.ckpt"
+    config_name: str = "bert_config.json"
+    num_labels: int | None = None
+    no_special_token: bool = False
+    no_position_embeddings: bool = False
+    compile: bool = False
+    gpu_memory_fraction: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have.
@@ -71,9 +87,9 @@ def load_replica(config: ReplicaConfig) -> Replica:
             max_batch_tokens=config.max_batch_tokens,
         )
     _let_threads_yield()
-    from .bert_replica import load_bert  # here, as torch takes seconds to import
+    from .encoders import load_encoder_replica  # here, as torch takes seconds to import
 
-    return load_bert(config)
+    return load_encoder_replica(config)
 
 
 def _let_threads_yield() -> None:

@@ -76,7 +76,7 @@ def _make_output(
             first = int(starts[number])
             lines[first : first + sizes[number]] = np.arange(own.start, own.stop)
     # zeros, not empty: a row without any token has no value that anybody would put
-    values = np.zeros((end, view.width(info.hidden_size)), view.dtype)
+    values = np.zeros((end, view.width(info.hidden_size, info.head_sizes)), view.dtype)
     return Output(view, resolve_layers(view.layers or (), info.num_layers), values, slices, lines)
 
 

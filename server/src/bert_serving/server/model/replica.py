@@ -35,6 +35,7 @@ class ModelInfo:
         vocab_size: number of token ids.
         dtype: what it computes in, such as `float32`.
         device: where, such as `cpu` or `cuda:0`.
+        head_sizes: the widths of those of the client's `HEADS` that this model has.
 
     """
 
@@ -46,6 +47,7 @@ class ModelInfo:
     vocab_size: int
     dtype: str
     device: str
+    head_sizes: Mapping[str, int] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the fields as msgpack can pack them."""

@@ -49,17 +49,31 @@ class StartError(Exception):
     """The server cannot start; the message is one line that names the cause."""
 
 
+CAUSES = (StartError, PlacementError, control.ControlError)
+
+
 def run(config: ServerConfig) -> int:
-    """Live the server's life: start, announce, watch, drain, end."""
+    """Live the server's life; returns the exit status, and logs what kept it from starting."""
     logs.set_up("server", verbose=config.verbose)
-    _warn_of_ignored(config)
     try:
-        with Supervisor(config) as supervisor, _signals(supervisor):
-            supervisor.start()
-            return supervisor.watch()
-    except (StartError, PlacementError, control.ControlError) as error:
+        return serve(config)
+    except CAUSES as error:
         log.error("%s", error)
         return exit_codes.BOOT_FAILED
+
+
+def serve(config: ServerConfig) -> int:
+    """Live the server's life: start, announce, watch, drain, end.
+
+    Raises:
+        StartError, PlacementError, ControlError: it cannot start; the message is one line
+            that names the cause.
+
+    """
+    _warn_of_ignored(config)
+    with Supervisor(config) as supervisor, _signals(supervisor):
+        supervisor.start()
+        return supervisor.watch()
 
 
 def _warn_of_ignored(config: ServerConfig) -> None:

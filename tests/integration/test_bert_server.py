@@ -1,0 +1,102 @@
+"""A server started from Python is the daemon itself, and ends with whoever started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server_process import BOOT_S, MARK, SECOND, eventually, marked_processes
+
+from bert_serving.client import BertClient
+from bert_serving.server import BertServer, ServerStartError, get_args_parser
+from bert_serving.server.config import ServerConfig
+from bert_serving.server.model.fake import fake_embedding
+from bert_serving.server.termination import TerminationError
+
+DIM = 16
+
+
+def arguments(*options: str) -> Namespace:
+    return get_args_parser().parse_args(["-model_dir", f"fake:{DIM}", "-port", "0", *options])
+
+
+def assert_serves(server: BertServer) -> None:
+    with BertClient(port=server.port, timeout=20_000 * SECOND) as client:
+        assert np.array_equal(client.encode("a text"), fake_embedding("a text", DIM))
+
+
+def test_a_server_lives_from_start_to_close() -> None:
+    server = BertServer(arguments())
+    assert not server.is_ready.is_set() and not server.is_alive()
+    server.start(BOOT_S)
+    assert server.is_ready.is_set() and server.is_alive()
+    assert server.port == int(server.addresses["native"].rpartition(":")[2]) != 0
+    assert_serves(server)
+    with pytest.raises(RuntimeError, match="started already"):
+        server.start()
+    server.close()
+    assert not server.is_ready.is_set() and not server.is_alive()
+    server.close()
+
+
+def test_a_server_may_be_a_context_and_take_a_config() -> None:
+    with BertServer(ServerConfig(model_dir=f"fake:{DIM}", port=0, num_worker=2)) as server:
+        assert_serves(server)
+    assert not server.is_alive()
+
+
+def test_what_keeps_a_server_from_starting_is_in_the_exception() -> None:
+    server = BertServer(get_args_parser().parse_args(["-model_dir", "/no/such", "-port", "0"]))
+    with pytest.raises(ServerStartError, match="/no/such"):
+        server.start(BOOT_S)
+    assert not server.is_alive()
+
+
+def test_a_server_that_is_not_ready_in_time_is_stopped() -> None:
+    config = ServerConfig(model_dir=f"fake:{DIM}?boot_s=60", port=0)
+    server = BertServer(config)
+    with pytest.raises(ServerStartError, match=r"not ready within 0.5 s"):
+        server.start(0.5)
+    assert not server.is_alive()
+
+
+def test_shutdown_stops_a_server_by_its_port() -> None:
+    server = BertServer(arguments())
+    server.start(BOOT_S)
+    BertServer.shutdown(port=server.port, timeout=20_000 * SECOND)
+    server.join(10 * SECOND)
+    assert not server.is_alive()
+    with pytest.raises(TerminationError, match="no server with port"):
+        BertServer.shutdown(Namespace(ip="localhost", port=server.port, timeout=1000))
+    with pytest.raises(TerminationError, match="only be stopped on its own machine"):
+        BertServer.shutdown(ip="198.51.100.1")
+    server.close()
+
+
+def test_settings_that_contradict_each_other_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="contradict"):
+        BertServer(arguments("-fp16", "-dtype", "bfloat16"))
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from bert_serving.server import BertServer, get_args_parser\n"
+        f"args = ['-model_dir', 'fake:{DIM}', '-port', '0', '-ready_file', sys.argv[1]]\n"
+        "BertServer(get_args_parser().parse_args(args)).start()\n"
+        "time.sleep(600)\n"
+    )
+    ready = tmp_path / "ready.json"
+    environment = {**os.environ, MARK: "owned"}
+    owner = subprocess.Popen([sys.executable, "-c", script, str(ready)], env=environment)
+    eventually(ready.exists, BOOT_S)
+    assert len(marked_processes("owned")) >= 4  # owner, supervisor, broker, worker
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    eventually(lambda: not marked_processes("owned"), 15 * SECOND)

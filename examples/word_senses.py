@@ -1,11 +1,11 @@
 """One word, three uses: word vectors in context tell a bank of money from a bank of a river.
 
-Run against a server whose ready file is the argument; `scripts/demo` does both.
+    python examples/word_senses.py [PORT]
+
+`scripts/demo` starts a server and runs this.
 """
 
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -23,9 +23,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def main(ready_file: str) -> None:
+def main(port: int) -> None:
     """Print a sentence's tokens, its vector, and what its three banks have in common."""
-    port = int(json.loads(Path(ready_file).read_text())["native"].rpartition(":")[2])
     with BertClient(port=port) as bc:
         print(SENTENCE, end="\n\n")
         tokens, ids, _ = bc.tokenize(SENTENCE)
@@ -48,4 +47,4 @@ def main(ready_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5555)

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from .bert_config import BertConfig
 from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
+from .heads import NO_HEADS, Heads
 from .kernels import Attend, Linear, LinearMaker
 from .packing import Group, padded_size
 
@@ -59,22 +60,28 @@ class BertEncoder:
         dtype: torch.dtype,
         make_linear: LinearMaker,
         attend: Attend,
+        heads: Heads = NO_HEADS,
+        has_positions: bool = True,
     ) -> None:
         self.config = config
         self._device = device
         self._dtype = dtype
         self._weights = {
-            name: take(weights, name, shape) for name, shape in weight_shapes(config).items()
+            name: take(weights, name, shape)
+            for name, shape in weight_shapes(config, has_positions=has_positions).items()
         }
         self._layers: list[Layer | None] = [None] * config.num_layers
         self._make_linear = make_linear
         self._attend = attend
+        self._heads = heads
         # in the checkpoint's own type: only some rows of them are ever used at a time
-        self._words, self._positions, self._segments = (
-            self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
+        self._tables = {
+            name: self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
             for name in ("word", "position", "token_type")
-        )
+            if f"embeddings.{name}_embeddings.weight" in self._weights
+        }
         self._norm = self._layer_norm("embeddings.LayerNorm", torch.float32)
+        self._project = self._linear("embeddings_project") if config.is_projected else None
 
     @property
     def num_layers(self) -> int:
@@ -99,31 +106,40 @@ class BertEncoder:
     @property
     def head_sizes(self) -> Mapping[str, int]:
         """See `Encoder`."""
-        return {}
+        return self._heads.sizes
 
     def forward(
         self, batch: TokenBatch, layers: AbstractSet[int], heads: AbstractSet[str]
     ) -> States:
         """Return the states and heads wanted; see `Encoder`."""
-        assert not heads
-        tokens, padding = len(batch.ids), (0, padded_size(len(batch.ids)) - len(batch.ids))
-        ids, segment_ids, positions = (
-            F.pad(part, padding) for part in (batch.ids, batch.segment_ids, batch.positions)
-        )
-        x = F.embedding(ids, self._words).float()
-        x += F.embedding(segment_ids, self._segments)
-        x += F.embedding(positions, self._positions)
-        x = self._norm(x).to(self._dtype)
+        tokens = len(batch.ids)
+        x = self._embed(batch, padded_size(tokens) - tokens)
         states = {0: x}
-        for number in range(1, max(layers, default=0) + 1):
+        deepest = self.num_layers if heads else max(layers, default=0)
+        for number in range(1, deepest + 1):
             x = self._layer(number - 1)(x, batch.groups, self._attend, self.config.num_heads)
             states[number] = x
             if number - 1 not in layers:
                 # its memory serves the next layer
                 del states[number - 1]
         return States(
-            {number: state[:tokens] for number, state in states.items() if number in layers}
+            {number: state[:tokens] for number, state in states.items() if number in layers},
+            self._heads(x[:tokens], batch.groups, heads),
         )
+
+    def _embed(self, batch: TokenBatch, padding: int) -> torch.Tensor:
+        """Return hidden state 0, with so many lines of padding behind the tokens."""
+        ids, segment_ids, positions = (
+            F.pad(part, (0, padding)) for part in (batch.ids, batch.segment_ids, batch.positions)
+        )
+        if self.config.padding_id is not None:
+            positions = positions_behind(self.config.padding_id, ids, positions)
+        x = F.embedding(ids, self._tables["word"]).float()
+        for name, numbers in (("token_type", segment_ids), ("position", positions)):
+            if name in self._tables:
+                x += F.embedding(numbers, self._tables[name])
+        x = self._norm(x).to(self._dtype)
+        return x if self._project is None else self._project(x)
 
     def _layer(self, number: int) -> Layer:
         layer = self._layers[number]
@@ -163,27 +179,44 @@ class BertEncoder:
         return self._make_linear(self._place(weight), self._place(bias), activation)
 
     def _layer_norm(self, root: str, dtype: torch.dtype) -> Norm:
-        shape, eps = (self.config.hidden_size,), self.config.layer_norm_eps
         weight, bias = (
             self._weights.pop(f"{root}.{part}").to(self._device, dtype)
             for part in ("weight", "bias")
         )
-        return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+        eps = self.config.layer_norm_eps
+        return lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, self._dtype)
 
 
-def weight_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+def positions_behind(padding_id: int, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return positions as RoBERTa counts them: from behind the padding's number.
+
+    A padding token that stands in a text has the padding's number, and is not counted.
+    """
+    is_counted = (ids != padding_id).long()
+    counts = is_counted.cumsum(0)
+    starts = torch.arange(len(ids), device=ids.device) - positions
+    before_row = (counts - is_counted)[starts]
+    return (counts - before_row) * is_counted + padding_id
+
+
+def weight_shapes(config: BertConfig, *, has_positions: bool = True) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of all weights that the encoder needs."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, inner, width = config.hidden_size, config.intermediate_size, config.embedding_size
     shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.word_embeddings.weight": (config.vocab_size, hidden),
-        "embeddings.position_embeddings.weight": (config.max_positions, hidden),
-        "embeddings.token_type_embeddings.weight": (config.type_vocab_size, hidden),
-        "embeddings.LayerNorm.weight": (hidden,),
-        "embeddings.LayerNorm.bias": (hidden,),
+        "embeddings.word_embeddings.weight": (config.vocab_size, width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
     }
+    if has_positions:
+        shapes["embeddings.position_embeddings.weight"] = (config.max_positions, width)
+    if config.type_vocab_size:
+        shapes["embeddings.token_type_embeddings.weight"] = (config.type_vocab_size, width)
+    if config.is_projected:
+        shapes["embeddings_project.weight"] = (hidden, width)
+        shapes["embeddings_project.bias"] = (hidden,)
     linears = {
         "attention.self.query": (hidden, hidden),
         "attention.self.key": (hidden, hidden),

@@ -8,8 +8,6 @@ from typing import Any
 
 from .replica import ModelLoadError
 
-ARCHITECTURES = ("bert",)
-
 # transformers' names of activations, by what they compute
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -35,8 +33,12 @@ class BertConfig:
         activation: of the feed-forward block: `gelu` (erf), `gelu_tanh`, `relu`, `silu`.
         layer_norm_eps: added to the variance.
         vocab_size: token ids.
-        max_positions: position embeddings, so the most tokens a row can have.
-        type_vocab_size: segment ids.
+        max_positions: position embeddings.
+        type_vocab_size: segment ids; 0 where there are no segment embeddings.
+        embedding_size: dimensions of the embeddings.
+        is_projected: whether a linear makes hidden states of the embeddings.
+        padding_id: the token whose number positions are counted from, as RoBERTa does, which
+            numbers a row's first token `padding_id + 1`; None where the first is 0.
 
     """
 
@@ -49,34 +51,46 @@ class BertConfig:
     vocab_size: int
     max_positions: int
     type_vocab_size: int
+    embedding_size: int
+    is_projected: bool = False
+    padding_id: int | None = None
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a row can have."""
+        return self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> BertConfig:
-        """Return what a `config.json` says.
+        """Return what a `config.json` says, with all settings by BERT's names.
 
         Raises:
-            ModelLoadError: another architecture, or a value that is missing or not allowed.
+            ModelLoadError: a value that is missing or not allowed.
 
         """
-        _check_architecture(config)
+        _check_positions(config)
         activation = config.get("hidden_act", "gelu")
         if activation not in ACTIVATIONS:
             raise ModelLoadError(
                 f"config.json: hidden_act={activation!r}: expected one of {', '.join(ACTIVATIONS)}"
             )
-        eps = config.get("layer_norm_eps", 1e-12)
-        if not isinstance(eps, float) or not 0 <= eps < 1:
-            raise ModelLoadError(f"config.json: layer_norm_eps={eps!r}: expected 0 to 1")
+        hidden_size = _size(config, "hidden_size")
+        embedding_size = (
+            _size(config, "projected_size") if "projected_size" in config else hidden_size
+        )
         parsed = cls(
             num_layers=_size(config, "num_hidden_layers"),
-            hidden_size=_size(config, "hidden_size"),
+            hidden_size=hidden_size,
             num_heads=_size(config, "num_attention_heads"),
             intermediate_size=_size(config, "intermediate_size"),
             activation=ACTIVATIONS[activation],
-            layer_norm_eps=eps,
+            layer_norm_eps=_eps(config),
             vocab_size=_size(config, "vocab_size"),
             max_positions=_size(config, "max_position_embeddings"),
-            type_vocab_size=_size(config, "type_vocab_size"),
+            type_vocab_size=_size(config, "type_vocab_size", least=0),
+            embedding_size=embedding_size,
+            is_projected=config.get("is_projected", embedding_size != hidden_size),
+            padding_id=_padding_id(config),
         )
         if parsed.hidden_size % parsed.num_heads:
             raise ModelLoadError(
@@ -90,27 +104,40 @@ class BertConfig:
         hidden, inner = self.hidden_size, self.intermediate_size
         layer = 4 * hidden * (hidden + 1) + 2 * hidden * inner + inner + hidden + 4 * hidden
         tables = self.vocab_size + self.max_positions + self.type_vocab_size + 2
-        return self.num_layers * layer + tables * hidden
+        projection = (self.embedding_size + 1) * hidden if self.is_projected else 0
+        return self.num_layers * layer + tables * self.embedding_size + projection
 
 
-def _check_architecture(config: Mapping[str, Any]) -> None:
-    model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise ModelLoadError(
-            f"config.json: model_type={model_type!r} cannot be served: "
-            f"expected {', '.join(ARCHITECTURES)}"
-        )
+def _eps(config: Mapping[str, Any]) -> float:
+    eps = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(eps, float) or not 0 <= eps < 1:
+        raise ModelLoadError(f"config.json: layer_norm_eps={eps!r}: expected 0 to 1")
+    return eps
+
+
+def _check_positions(config: Mapping[str, Any]) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise ModelLoadError(
-            f"config.json: position_embedding_type={positions!r}: expected absolute"
+            f"config.json: position_embedding_type={positions!r}: expected absolute "
+            "(transformers computes no other any more, either)"
         )
-    if config.get("is_decoder", False):
-        raise ModelLoadError("config.json: is_decoder=true: expected an encoder")
 
 
-def _size(config: Mapping[str, Any], name: str) -> int:
+def _padding_id(config: Mapping[str, Any]) -> int | None:
+    if not config.get("positions_follow_padding", False):
+        return None
+    padding_id = _size(config, "pad_token_id", least=0)
+    if padding_id + 1 >= _size(config, "max_position_embeddings"):
+        raise ModelLoadError(
+            f"config.json: pad_token_id={padding_id} leaves no position: expected less than "
+            f"max_position_embeddings={config['max_position_embeddings']}"
+        )
+    return padding_id
+
+
+def _size(config: Mapping[str, Any], name: str, least: int = 1) -> int:
     value = config.get(name)
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise ModelLoadError(f"config.json: {name}={value!r}: expected an int above 0")
+    if type(value) is not int or not least <= value < 1 << 31:
+        raise ModelLoadError(f"config.json: {name}={value!r}: expected an int, at least {least}")
     return value

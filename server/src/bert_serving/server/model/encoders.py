@@ -12,9 +12,12 @@ from .bert_config import BertConfig
 from .checkpoint import find_checkpoint
 from .device import check_memory, choose_device, choose_dtype
 from .encoder_replica import EncoderReplica
+from .families import find_family
+from .heads import check_num_labels, find_heads, label_activation
 from .kernels import Attend, LinearMaker, PlainLinear, attend_fused
 from .kernels_cpu import PackedLinear, attend_cpu, has_packed_linear
 from .replica import ModelInfo, ModelLoadError
+from .sentence_recipe import SentenceRecipe, read_sentence_recipe
 from .tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -35,10 +38,17 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = find_checkpoint(config.model_dir)
-    bert_config = BertConfig.parse(checkpoint.read_config())
+    settings = checkpoint.read_config()
+    family = find_family(settings)
+    if family is None:
+        raise ModelLoadError(
+            f"config.json: model_type={settings.get('model_type')!r} cannot be served"
+        )
+    bert_config = family.parse_config(settings)
+    recipe = read_sentence_recipe(checkpoint.directory, bert_config.hidden_size, device)
     tokenizer = load_tokenizer(
         checkpoint.directory,
-        max_positions=bert_config.max_positions,
+        max_positions=bert_config.max_length,
         lower_case=config.lower_case,
         parallel=device.type != "cpu",
     )
@@ -49,18 +59,24 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
         )
     check_memory(bert_config.num_weights() * dtype.itemsize, device)
     make_linear, attend = _kernels(device)
+    weights = family.rename(checkpoint.read_weights())
     encoder = BertEncoder(
         bert_config,
-        checkpoint.read_weights(),
+        weights,
         device=device,
         dtype=dtype,
         make_linear=make_linear,
         attend=attend,
+        heads=find_heads(weights, settings, bert_config.hidden_size, device),
+        has_positions=not config.no_position_embeddings,
     )
+    check_num_labels(config.num_labels, encoder.head_sizes)
     replica = EncoderReplica(
         encoder,
         tokenizer,
-        _model_info(config, bert_config, checkpoint.name, tokenizer, device, dtype),
+        _model_info(config, bert_config, checkpoint.name, tokenizer, recipe, device, dtype),
+        recipe=recipe,
+        label_activation=label_activation(settings, encoder.head_sizes),
         mask_cls_sep=config.mask_cls_sep,
     )
     if config.max_batch_tokens is None:
@@ -82,6 +98,7 @@ def _model_info(
     bert_config: BertConfig,
     name: str,
     tokenizer: Tokenizer,
+    recipe: SentenceRecipe,
     device: torch.device,
     dtype: torch.dtype,
 ) -> ModelInfo:
@@ -92,6 +109,8 @@ def _model_info(
                 f"max_seq_len={config.max_seq_len}: the model takes at most {max_length} tokens"
             )
         max_length = config.max_seq_len
+    elif config.as_sentence_transformers and recipe.max_length is not None:
+        max_length = min(max_length, recipe.max_length)
     return ModelInfo(
         name=name,
         architecture="bert",

@@ -81,7 +81,7 @@ def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
     try:
         replica.check_view(config.default_view)
     except ValueError as error:
-        socket.send_multipart(message("boot_failed", cause=f"-pooling_layer: {error}"))
+        socket.send_multipart(message("boot_failed", cause=f"the default view: {error}"))
         return None
     gc.collect()
     gc.freeze()  # the model lives as long as the process: never look at it again
@@ -92,6 +92,9 @@ def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
         replica.info.dtype,
         replica.max_batch_tokens,
     )
+    advice = replica.advice(config.default_view)
+    if advice is not None and config.worker_id == 0:  # once in the log, not once a worker
+        log.info("%s", advice)
     socket.send_multipart(
         message(
             "ready",

@@ -1,7 +1,8 @@
 """An encoder as a `Replica`: requests in, arrays out, on any device.
 
 It cuts a batch into micro-batches and has each computed and pooled. How layers are computed
-is the encoder's business, how views are pooled `pooling`'s, whose values are whose `outputs`'s.
+is the encoder's business, how views are pooled `pooling`'s and `auto_pooling`'s, whose values
+are whose `outputs`'s.
 """
 
 from __future__ import annotations
@@ -19,17 +20,32 @@ from bert_serving.client.rows import Row
 from bert_serving.client.view import DEFAULT_VIEW, View
 
 from .calibration import CPU_BUDGETS, Calibration, calibrate
-from .encoder import Encoder, TokenBatch
-from .layers import check_view
+from .encoder import Encoder, States, TokenBatch
+from .heads import Activation, softmax
+from .layers import check_view, client_heads
 from .outputs import Output, asked_rows, join_rows, make_answers, make_outputs
-from .packing import MicroBatch, pack
-from .pooling import pool
+from .packing import Group, MicroBatch, pack
+from .pooling import join, pool, shape
 from .replica import EncodeRequest, ModelInfo, TokenRows
+from .sentence_recipe import SentenceRecipe
 from .tokenizer import Tokenizer
+
+_NO_RECIPE = SentenceRecipe(None, "it is not known what sentence-transformers would do")
 
 
 class EncoderReplica:
-    """One encoder on one device; see `Replica`."""
+    """One encoder on one device; see `Replica`.
+
+    Args:
+        encoder: what computes layers and heads.
+        tokenizer: of its model.
+        info: what is served, but for the heads, which the encoder knows.
+        recipe: what the pooling `auto` is.
+        label_activation: what makes probabilities of the scores of the encoder's labels.
+        mask_cls_sep: leave special tokens out of pooling.
+        max_batch_tokens: tokens computed at a time.
+
+    """
 
     def __init__(
         self,
@@ -37,6 +53,8 @@ class EncoderReplica:
         tokenizer: Tokenizer,
         info: ModelInfo,
         *,
+        recipe: SentenceRecipe = _NO_RECIPE,
+        label_activation: Activation = softmax,
         mask_cls_sep: bool = False,
         max_batch_tokens: int = CPU_BUDGETS[-1],
     ) -> None:
@@ -44,7 +62,10 @@ class EncoderReplica:
         self._tokenizer = tokenizer
         self._device = torch.device(info.device)
         self._mask_cls_sep = mask_cls_sep
-        self.info = info
+        self._recipe = recipe
+        self._label_activation = label_activation
+        head_sizes = {**client_heads(encoder.head_sizes), **recipe.head_sizes}
+        self.info = replace(info, head_sizes=head_sizes)
         self.max_batch_tokens = max_batch_tokens
 
     def tokenize(
@@ -63,7 +84,12 @@ class EncoderReplica:
 
     def check_view(self, view: View) -> None:
         """Raise ValueError for a layer or a head that the model does not have."""
+        self._recipe.check_view(view, self.info.hidden_size)
         check_view(view, self.info)
+
+    def advice(self, default_view: View) -> str | None:
+        """Return what to type for the vectors that the model was made for; see `Replica`."""
+        return self._recipe.advice(default_view)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
@@ -94,13 +120,31 @@ class EncoderReplica:
             batch.groups,
         )
         layers = {layer for output in outputs for layer in output.layers}
-        states = self._encoder.forward(tokens, layers, set())
+        heads = {output.head for output in outputs if output.head is not None}
+        states = self._encoder.forward(tokens, layers, heads)
         special = None
         if self._mask_cls_sep:
             special = torch.from_numpy(rows.special[batch.tokens]).to(self._device)
         for output in outputs:
-            values = pool(states.layers, output.layers, output.view, batch.groups, special)
-            output.put(batch, values.cpu().numpy())
+            values = self._pool(states, output, batch.groups, special)
+            output.put(batch, shape(values, output.view).cpu().numpy())
+
+    def _pool(
+        self,
+        states: States,
+        output: Output,
+        groups: Sequence[Group],
+        special: torch.Tensor | None,
+    ) -> torch.Tensor:
+        if output.head is not None:
+            values = states.heads[output.head].float()
+            is_probability = output.view.pooling == "classification"
+            return self._label_activation(values) if is_probability else values
+        if output.view.pooling == "auto":
+            assert self._recipe.pooling is not None
+            layers = [states.layers[layer] for layer in output.layers]
+            return self._recipe.pooling(join(layers, output.view.layer_reduce or "concat"), groups)
+        return pool(states.layers, output.layers, output.view, groups, special)
 
     def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64, copy=False)).to(self._device)

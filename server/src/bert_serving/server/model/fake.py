@@ -164,6 +164,10 @@ class FakeReplica:
         """Raise ValueError for a layer beyond the twelve, or a head."""
         check_view(view, self.info)
 
+    def advice(self, default_view: View) -> str | None:  # noqa: ARG002  # any view will do
+        """Return None: there is nothing to know."""
+        return None
+
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
         """Return each request's arrays; see `Replica`."""
         if self._row_s:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bert_serving.client.view import HEADS, View
 
 from .replica import ModelInfo
+
+ENCODER_HEADS = {"pooler": "pooler", "classification": "logits", "regression": "logits"}
+"""Which of an encoder's heads each of the client's is made of; `auto` is made of layers."""
 
 
 def check_view(view: View, info: ModelInfo) -> None:
@@ -18,6 +21,15 @@ def check_view(view: View, info: ModelInfo) -> None:
             f"pooling={view.pooling!r}: the model {info.name} has no such head "
             f"(heads it has: {others})"
         )
+
+
+def client_heads(encoder_heads: Mapping[str, int]) -> dict[str, int]:
+    """Return the widths of the client's heads that an encoder's heads give."""
+    return {
+        name: encoder_heads[source]
+        for name, source in ENCODER_HEADS.items()
+        if source in encoder_heads
+    }
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:

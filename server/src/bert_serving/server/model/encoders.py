@@ -10,6 +10,7 @@ import torch
 from .bert import BertEncoder
 from .bert_config import BertConfig
 from .checkpoint import find_checkpoint
+from .conversions import converted
 from .device import check_memory, choose_device, choose_dtype
 from .encoder_replica import EncoderReplica
 from .families import find_family
@@ -37,7 +38,11 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    checkpoint = find_checkpoint(config.model_dir)
+    checkpoint = converted(
+        find_checkpoint(config.model_dir, config.tuned_model_dir),
+        config.ckpt_name,
+        config.config_name,
+    )
     settings = checkpoint.read_config()
     family = find_family(settings)
     if family is None:
@@ -47,7 +52,7 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     bert_config = family.parse_config(settings)
     recipe = read_sentence_recipe(checkpoint.directory, bert_config.hidden_size, device)
     tokenizer = load_tokenizer(
-        checkpoint.directory,
+        checkpoint.tokenizer_directory,
         max_positions=bert_config.max_length,
         lower_case=config.lower_case,
         parallel=device.type != "cpu",

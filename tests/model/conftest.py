@@ -6,12 +6,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
-import shutil
-
 import pytest
 import torch
 from model_reference import TEXTS, Reference
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tiny_models import save_tiny_model
+from transformers import BertModel, BertTokenizerFast
 
 from bert_serving.server.model.checkpoint import find_checkpoint
 from bert_serving.server.model.loading import ReplicaConfig, load_replica
@@ -53,23 +52,10 @@ def states(reference):
 
 
 @pytest.fixture
-def tiny_dir(tmp_path, embedded_dir):
-    """A factory of directories with a tiny random BERT and the embedded model's tokenizer."""
+def tiny_dir(tmp_path):
+    """A factory of directories with a tiny random model and a tokenizer of a kind."""
 
-    def make(model_class=BertModel, **config):
-        sizes = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "max_position_embeddings": 64,
-        }
-        torch.manual_seed(0)
-        # weights larger than those of a fresh model, so that activations matter
-        model = model_class(BertConfig(**{**sizes, "initializer_range": 0.3, **config})).eval()
-        model.save_pretrained(tmp_path)
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-            shutil.copy(embedded_dir / name, tmp_path)
-        return tmp_path, model
+    def make(model_class=BertModel, tokenizer="word_piece", **config):
+        return save_tiny_model(tmp_path, model_class, tokenizer, **config)
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from itertools import pairwise
 
@@ -30,9 +31,15 @@ TEXTS: list = [
 class Reference:
     """Hidden states as transformers has them, a row at a time: no padding that could matter."""
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model, tokenizer, max_length=512):
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.max_length = max_length
+        # also where the tokenizer would not give them by itself: they are part of the model
+        self.has_segments = (
+            "token_type_ids" in inspect.signature(model.forward).parameters
+            and getattr(model.config, "type_vocab_size", 0) > 0
+        )
 
     @torch.inference_mode()
     def hidden_states(self, rows):
@@ -40,10 +47,21 @@ class Reference:
         every = []
         for row in rows:
             texts = row if isinstance(row, tuple) else (row,)
-            inputs = self.tokenizer(*texts, return_tensors="pt", truncation=True, max_length=512)
-            states = self.model(**inputs, output_hidden_states=True).hidden_states
-            every.append(torch.cat(states).numpy())
+            inputs = self.tokenizer(
+                *texts,
+                return_tensors="pt",
+                truncation=True,
+                max_length=self.max_length,
+                return_token_type_ids=self.has_segments,
+            )
+            every.append(self.states_of(**inputs))
         return every
+
+    @torch.inference_mode()
+    def states_of(self, **inputs):
+        """Return the hidden states of one row's input tensors."""
+        states = self.model(**inputs, output_hidden_states=True).hidden_states
+        return torch.cat(states).numpy()
 
 
 def edit_json(path, **changes):
@@ -76,6 +94,23 @@ def close(actual, desired, tolerance=1e-5):
     """
     for ours, theirs in zip(actual, desired, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def pooled(values, pooling):
+    """Return what a pooling should make of a row's values `[tokens, dim]`."""
+    return {
+        "none": lambda: values,
+        "mean": lambda: values.mean(0),
+        "max": lambda: values.max(0),
+        "mean_max": lambda: np.concatenate([values.mean(0), values.max(0)]),
+        "first": lambda: values[0],
+        "last": lambda: values[-1],
+    }[pooling]()
+
+
+def values_of(answer, pooling):
+    """Return an answer's values, a row at a time."""
+    return rows_of(answer) if pooling == "none" else list(answer.values)
 
 
 def smallest_cosine(a, b):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from model_reference import TEXTS, close, encode, rows_of, view
+from model_reference import TEXTS, close, encode, pooled, values_of, view
 
 from bert_serving.server.model.replica import EncodeRequest
 
@@ -18,21 +18,6 @@ def joined(states, layers, layer_reduce):
     if layer_reduce == "concat":
         return np.concatenate(chosen, axis=1)
     return np.sum(chosen, axis=0) / (len(layers) if layer_reduce == "mean" else 1)
-
-
-def pooled(values, pooling):
-    return {
-        "none": lambda: values,
-        "mean": lambda: values.mean(0),
-        "max": lambda: values.max(0),
-        "mean_max": lambda: np.concatenate([values.mean(0), values.max(0)]),
-        "first": lambda: values[0],
-        "last": lambda: values[-1],
-    }[pooling]()
-
-
-def values_of(answer, pooling):
-    return rows_of(answer) if pooling == "none" else list(answer.values)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

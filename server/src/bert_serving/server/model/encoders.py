@@ -56,6 +56,10 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
         max_positions=bert_config.max_length,
         lower_case=config.lower_case,
         parallel=device.type != "cpu",
+        no_special_token=config.no_special_token,
+        lower_case_first=config.as_sentence_transformers
+        and recipe.lower_case
+        and config.lower_case is None,
     )
     if tokenizer.vocab_size > bert_config.vocab_size:
         raise ModelLoadError(
@@ -79,7 +83,16 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     replica = EncoderReplica(
         encoder,
         tokenizer,
-        _model_info(config, bert_config, checkpoint.name, tokenizer, recipe, device, dtype),
+        _model_info(
+            config,
+            settings["model_type"],
+            bert_config,
+            checkpoint.name,
+            tokenizer,
+            recipe,
+            device,
+            dtype,
+        ),
         recipe=recipe,
         label_activation=label_activation(settings, encoder.head_sizes),
         mask_cls_sep=config.mask_cls_sep,
@@ -100,6 +113,7 @@ def _kernels(device: torch.device) -> tuple[LinearMaker, Attend]:
 
 def _model_info(
     config: ReplicaConfig,
+    architecture: str,
     bert_config: BertConfig,
     name: str,
     tokenizer: Tokenizer,
@@ -118,7 +132,7 @@ def _model_info(
         max_length = min(max_length, recipe.max_length)
     return ModelInfo(
         name=name,
-        architecture="bert",
+        architecture=architecture,
         num_layers=bert_config.num_layers,
         hidden_size=bert_config.hidden_size,
         max_length=max_length,

@@ -14,6 +14,7 @@ free, and it may use all. `TOKENIZERS_PARALLELISM` in the environment wins over 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,13 +26,15 @@ import numpy.typing as npt
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
+from tokenizers.normalizers import BertNormalizer, Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from bert_serving.client.rows import Row
 
 from .checkpoint import read_json
+from .quiet_transformers import quiet_transformers
 from .replica import ModelLoadError, TokenRows
 
 _SPECIAL_TOKENS = {
@@ -41,6 +44,9 @@ _SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+
+# what transformers can make a tokenizer of: vocabularies of byte-level BPE, of SentencePiece
+_OTHER_FILES = ("vocab.json", "*.model", "vocab.txt")
 
 Ints = npt.NDArray[np.int64]
 
@@ -73,38 +79,52 @@ class Template:
         ids: list[list[int]] = [[]]
         segment_ids: list[list[int]] = [[]]
         sides: list[int] = []
-        before = True
-        for token, segment, is_special in zip(
-            encoding.ids, encoding.type_ids, encoding.special_tokens_mask, strict=True
+        for token, segment, side in zip(
+            encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True
         ):
-            if is_special:
+            if side is None:
                 ids[-1].append(token)
                 segment_ids[-1].append(segment)
-            elif before:
+            elif side == len(sides):
                 sides.append(segment)
                 ids.append([])
                 segment_ids.append([])
-            before = bool(is_special)
+        if len(sides) != (1 if pair is None else 2):
+            raise ModelLoadError(
+                f"the tokenizer makes no token of the text {text!r}: its files are not whole"
+            )
         return cls(tuple(map(tuple, ids)), tuple(map(tuple, segment_ids)), tuple(sides))
+
+
+# nothing around a text
+_BARE = Template(((), ()), ((), ()), (0,))
 
 
 class Tokenizer:
     """Turns rows into ids; not to be used by two threads at a time."""
 
-    def __init__(self, rust: RustTokenizer, *, max_length: int, unk_token: str) -> None:
+    def __init__(
+        self,
+        rust: RustTokenizer,
+        *,
+        max_length: int,
+        unk_token: str | None,
+        no_special_token: bool = False,
+    ) -> None:
         rust.no_truncation()
         rust.no_padding()
         self._rust = rust
         self._single = Template.probe(rust, "a")
         self._pair = Template.probe(rust, "a", "a")
+        self._tokens = _BARE if no_special_token else self._single
         self.max_length = max_length
         vocab = rust.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
-        self._texts = [unk_token] * self.vocab_size
+        self._texts = [unk_token or ""] * self.vocab_size
         for text, token in vocab.items():
             self._texts[token] = text
         self._vocab = _Vocab(vocab)
-        self._vocab.unknown = vocab[unk_token]
+        self._vocab.unknown = None if unk_token is None else vocab[unk_token]
 
     def tokenize(
         self, rows: Sequence[Row], *, is_tokenized: bool, max_length: int | None
@@ -124,7 +144,8 @@ class Tokenizer:
         side_sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         flat = np.fromiter(chain.from_iterable(pieces), np.int32, int(side_sizes.sum()))
         firsts, seconds = _two_sides(side_sizes, is_pair)
-        return self._assemble(flat, firsts, seconds, is_pair, limit)
+        single = self._tokens if is_tokenized else self._single
+        return self._assemble(flat, firsts, seconds, is_pair, limit, single)
 
     def token_texts(self, ids: npt.NDArray[np.int32]) -> list[str]:
         """Return the token strings of vocabulary ids."""
@@ -138,10 +159,16 @@ class Tokenizer:
         return [list(map(self._vocab.__getitem__, tokens)) for tokens in rows]
 
     def _assemble(
-        self, pieces: npt.NDArray[np.int32], firsts: Ints, seconds: Ints, is_pair: Any, limit: int
+        self,
+        pieces: npt.NDArray[np.int32],
+        firsts: Ints,
+        seconds: Ints,
+        is_pair: Any,
+        limit: int,
+        single: Template,
     ) -> TokenRows:
         """Put special tokens around the pieces; row i has `firsts[i] + seconds[i]` of them."""
-        extra = np.where(is_pair, self._pair.size, self._single.size)
+        extra = np.where(is_pair, self._pair.size, single.size)
         kept_firsts, kept_seconds = _longest_first(firsts, seconds, limit - extra)
         is_cut = (kept_firsts < firsts) | (kept_seconds < seconds)
         if is_cut.any():
@@ -151,7 +178,7 @@ class Tokenizer:
         ids = np.empty(int(lengths.sum()), np.int32)
         segment_ids = np.zeros(len(ids), np.uint8)
         special = np.zeros(len(ids), np.bool_)
-        for template, chosen in ((self._single, ~is_pair), (self._pair, is_pair)):
+        for template, chosen in ((single, ~is_pair), (self._pair, is_pair)):
             place = starts[chosen]
             sizes = (kept_firsts[chosen], kept_seconds[chosen])
             for number, (tokens, segments) in enumerate(
@@ -171,22 +198,35 @@ class Tokenizer:
 class _Vocab(dict[str, int]):
     """Ids by token; a missing one is unknown. A subclass, as `map` over it stays in C."""
 
-    unknown: int
+    unknown: int | None
 
     def __missing__(self, token: str) -> int:
+        if self.unknown is None:
+            raise ValueError(
+                f"token {reprlib.repr(token)} is not in the vocabulary, which has no token for "
+                "unknown ones: send the text itself"
+            )
         return self.unknown
 
 
 def load_tokenizer(
-    directory: Path, *, max_positions: int, lower_case: bool | None, parallel: bool
+    directory: Path,
+    *,
+    max_positions: int,
+    lower_case: bool | None,
+    parallel: bool,
+    no_special_token: bool = False,
+    lower_case_first: bool = False,
 ) -> Tokenizer:
-    """Return the tokenizer of a BERT directory: `tokenizer.json`, or else `vocab.txt`.
+    """Return the tokenizer of a model: `tokenizer.json`, or else what can be made into one.
 
     Args:
         directory: the model's.
         max_positions: most tokens that the model can take.
         lower_case: whether to fold case; None is as the files say.
         parallel: whether it may use every core.
+        no_special_token: rows of tokens, but for pairs, go in as they are.
+        lower_case_first: fold case before whatever its own files say.
 
     Raises:
         ModelLoadError: files missing or broken, or special tokens missing from them.
@@ -204,14 +244,21 @@ def load_tokenizer(
     except Exception as error:  # noqa: BLE001  the Rust side raises plain Exception
         raise ModelLoadError(f"{directory}: the tokenizer cannot be read: {error}") from None
     _set_case(rust, config, lower_case)
-    missing = [names[name] for name in ("unk_token", "cls_token", "sep_token")
-               if rust.token_to_id(names[name]) is None]  # fmt: skip
-    if missing:
-        raise ModelLoadError(f"{directory}: the vocabulary has no {', '.join(missing)}")
+    if lower_case_first:
+        own = [] if rust.normalizer is None else [rust.normalizer]
+        rust.normalizer = Normalizers([Lowercase(), *own])
+    _check_special_tokens(rust, config, names, directory)
     limit = config.get("model_max_length")
     if isinstance(limit, int) and 0 < limit < max_positions:
         max_positions = limit
-    return Tokenizer(rust, max_length=max_positions, unk_token=names["unk_token"])
+    # byte-level ones may have none, as to them no text is unknown
+    unknown = (name for name in (names["unk_token"], "<unk>") if rust.token_to_id(name) is not None)
+    return Tokenizer(
+        rust,
+        max_length=max_positions,
+        unk_token=next(unknown, None),
+        no_special_token=no_special_token,
+    )
 
 
 def _rust_tokenizer(
@@ -219,10 +266,18 @@ def _rust_tokenizer(
 ) -> RustTokenizer:
     if (directory / "tokenizer.json").is_file():
         return RustTokenizer.from_file(str(directory / "tokenizer.json"))
-    if not (directory / "vocab.txt").is_file():
-        raise ModelLoadError(f"no tokenizer.json or vocab.txt in {directory}")
-    with (directory / "vocab.txt").open(encoding="utf-8", newline="\n") as file:
-        vocab = {line.rstrip("\r\n"): number for number, line in enumerate(file)}
+    if (directory / "vocab.txt").is_file():
+        with (directory / "vocab.txt").open(encoding="utf-8", newline="\n") as file:
+            vocab = {line.rstrip("\r\n"): number for number, line in enumerate(file)}
+        # others than BERT have such a file, too: then what they call [CLS] is in it
+        if names["cls_token"] in vocab or "<s>" not in vocab:
+            return _bert_tokenizer(vocab, config, names)
+    return _converted_tokenizer(directory)
+
+
+def _bert_tokenizer(
+    vocab: dict[str, int], config: Mapping[str, Any], names: Mapping[str, str]
+) -> RustTokenizer:
     rust = RustTokenizer(WordPiece(vocab, unk_token=names["unk_token"]))
     rust.normalizer = BertNormalizer()
     rust.pre_tokenizer = BertPreTokenizer()
@@ -239,11 +294,53 @@ def _rust_tokenizer(
     return rust
 
 
+def _converted_tokenizer(directory: Path) -> RustTokenizer:
+    """Return what transformers makes of a tokenizer's files of another kind."""
+    if not any(path for pattern in _OTHER_FILES for path in directory.glob(pattern)):
+        # without any, transformers would make up an empty vocabulary
+        raise ModelLoadError(
+            f"no tokenizer.json or vocab.txt in {directory}, nor {', '.join(_OTHER_FILES)}"
+        )
+    from transformers import AutoTokenizer  # here, as only few models pay for it
+
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # noqa: BLE001  whatever its converters raise
+            text = " ".join(str(error).split())[:200]
+            raise ModelLoadError(
+                f"{directory}: no tokenizer.json, and transformers cannot make one: {text} "
+                f"(SentencePiece files need pip install sentencepiece protobuf)"
+            ) from None
+    if not tokenizer.is_fast:
+        raise ModelLoadError(
+            f"{directory}: {type(tokenizer).__name__} is written in Python and has no Rust form: "
+            "put a tokenizer.json beside the model"
+        )
+    rust: RustTokenizer = tokenizer.backend_tokenizer
+    return rust
+
+
+def _check_special_tokens(
+    rust: RustTokenizer, config: Mapping[str, Any], names: Mapping[str, str], directory: Path
+) -> None:
+    """Raise ModelLoadError if tokens are missing that the model, or its kind, says it has."""
+    is_word_piece = isinstance(rust.model, WordPiece)
+    missing = [
+        names[name]
+        for name in ("unk_token", "cls_token", "sep_token")
+        if (is_word_piece or config.get(name)) and rust.token_to_id(names[name]) is None
+    ]
+    if missing:
+        raise ModelLoadError(f"{directory}: the vocabulary has no {', '.join(missing)}")
+
+
 def _set_case(rust: RustTokenizer, config: Mapping[str, Any], lower_case: bool | None) -> None:
     """Set the normalizer as `tokenizer_config.json` says, which wins over `tokenizer.json`."""
     normalizer = rust.normalizer
     if not isinstance(normalizer, BertNormalizer):
-        if lower_case is not None:
+        is_cased = normalizer is None or normalizer.normalize_str("A") == "A"
+        if lower_case is not None and lower_case == is_cased:
             raise ModelLoadError("lower_case cannot be set: the model has its own normalizer")
         return
     if lower_case is None:

@@ -1,0 +1,165 @@
+"""Every packed architecture computes what transformers computes of the same files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from model_reference import Reference, close, encode, pooled, smallest_cosine, values_of, view
+from tiny_models import save_tiny_model
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    CamembertModel,
+    Data2VecTextModel,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+    ElectraForPreTraining,
+    ElectraModel,
+    ErnieModel,
+    RemBertModel,
+    RobertaForMaskedLM,
+    RobertaModel,
+    SplinterModel,
+    XLMRobertaModel,
+)
+
+from bert_serving.server.model.bert import BertEncoder
+from bert_serving.server.model.families import FAMILIES
+from bert_serving.server.model.replica import EncodeRequest
+
+POOLINGS = ("none", "mean", "max", "mean_max", "first", "last")
+LIMIT = 62
+
+ROWS = [
+    "hello world",
+    "",
+    " \t\n",
+    "word",
+    "Crème brûlée at the café 😀 :-)",
+    ("Who wrote it?", "Nobody knows who wrote it."),
+    ("", "only the second"),
+    " ".join(f"word{number}" for number in range(100)),
+    ("a long question " * 20, "a long answer " * 30),
+    "hello world",
+]
+
+# name: the class that saved it, its tokenizer, its settings, and how to get to its encoder
+MODELS = {
+    "bert": (BertModel, "word_piece", {}),
+    "roberta": (RobertaModel, "byte_level", {"type_vocab_size": 1}),
+    "roberta under a head": (RobertaForMaskedLM, "byte_level", {"type_vocab_size": 1}),
+    "roberta with a far padding": (
+        RobertaModel, "byte_level", {"type_vocab_size": 1, "pad_token_id": 5,
+                                     "max_position_embeddings": 68}
+    ),
+    "xlm-roberta": (XLMRobertaModel, "unigram", {"type_vocab_size": 1}),
+    "camembert": (CamembertModel, "unigram", {"type_vocab_size": 1}),
+    "data2vec-text": (Data2VecTextModel, "byte_level", {"type_vocab_size": 1}),
+    "distilbert": (DistilBertModel, "word_piece", {"hidden_dim": 64}),
+    "distilbert under a head": (
+        DistilBertForSequenceClassification, "word_piece", {"hidden_dim": 64, "activation": "relu"}
+    ),
+    "electra": (ElectraModel, "word_piece", {"embedding_size": 16}),
+    "electra of one width": (ElectraModel, "word_piece", {"embedding_size": 32}),
+    "electra under a head": (ElectraForPreTraining, "word_piece", {"embedding_size": 16}),
+    "ernie": (ErnieModel, "word_piece", {}),
+    "splinter": (SplinterModel, "word_piece", {}),
+    "rembert": (RemBertModel, "albert", {"input_embedding_size": 16}),
+    "rembert of one width": (RemBertModel, "albert", {"input_embedding_size": 32}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(name, tmp_path_factory):
+    """A directory, and what transformers makes of it."""
+    model_class, tokenizer, settings = MODELS[name]
+    directory, model = save_tiny_model(
+        tmp_path_factory.mktemp("model"), model_class, tokenizer, **settings
+    )
+    theirs = AutoTokenizer.from_pretrained(directory)
+    return directory, Reference(getattr(model, "base_model", model), theirs, LIMIT)
+
+
+@pytest.fixture(scope="module")
+def packed(load, made):
+    replica = load(made[0], max_seq_len=LIMIT)
+    assert isinstance(replica._encoder, BertEncoder)
+    return replica
+
+
+def test_all_views_of_all_layers_are_those_of_transformers(name, made, packed):
+    check_views(packed, made[1])
+    assert packed.info.architecture == name.split(" ")[0]
+
+
+def test_a_row_is_the_same_alone(made, packed):
+    for row, expected in zip(ROWS, made[1].hidden_states(ROWS), strict=True):
+        _, alone = encode(packed, [row], view(layers=-1, pooling="none"))
+        close([alone.values], [expected[-1]])
+
+
+def test_every_length_up_to_the_limit_is_right(load, made):
+    directory, reference = made
+    replica = load(directory)
+    limit = replica.info.max_length
+    assert limit == replica._encoder.config.max_length
+    ids = np.random.default_rng(0).integers(10, replica.info.vocab_size, limit)
+    texts = replica.token_texts(ids)
+    bare = load(directory, no_special_token=True)
+    rows = [texts[:length] for length in (1, 2, 3, 17, limit)]
+    _, answer = encode(bare, rows, view(layers=(0, -1), pooling="mean"), is_tokenized=True)
+    for values, row in zip(answer.values, rows, strict=True):
+        states = reference.states_of(input_ids=torch.tensor([ids[: len(row)].tolist()]))
+        close([values], [np.concatenate([states[0].mean(0), states[-1].mean(0)])])
+
+
+def test_bfloat16_is_close_in_direction(load, made):
+    directory, reference = made
+    replica = load(directory, dtype="bfloat16", max_seq_len=LIMIT)
+    expected = reference.hidden_states(ROWS)
+    for layer in range(replica.info.num_layers + 1):
+        _, answer = encode(replica, ROWS, view(layers=layer))
+        assert smallest_cosine(answer.values, [state[layer].mean(0) for state in expected]) >= 0.999
+
+
+def test_padding_in_a_text_is_counted_as_transformers_does(load, made, packed):
+    reference = made[1]
+    padding = reference.model.config.pad_token_id
+    ids = [10, padding, 11, padding, padding, 12]
+    bare = load(made[0], no_special_token=True)
+    rows = [bare.token_texts(np.array(ids[:length])) for length in (3, 6, 1)]
+    _, answer = encode(bare, rows, view(layers=-1), is_tokenized=True)
+    for values, row in zip(answer.values, rows, strict=True):
+        inputs = torch.tensor([ids[: len(row)]])
+        states = reference.states_of(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+        close([values], [states[-1].mean(0)])
+
+
+def test_every_family_is_tried():
+    assert {name.split(" ")[0] for name in MODELS} == set(FAMILIES)
+
+
+def check_views(replica, reference):
+    """Check every pooling of every layer, of rows of all kinds in one request."""
+    tokens = replica.tokenize(ROWS, is_tokenized=False, max_length=None)
+    layers = range(replica.info.num_layers + 1)
+    views = {
+        f"{layer} {pooling}": view(layers=layer, pooling=pooling)
+        for layer in layers
+        for pooling in POOLINGS
+    }
+    answers = replica.encode([EncodeRequest(tokens, views)])[0]
+    expected = reference.hidden_states(ROWS)
+    assert tokens.lengths.tolist() == [state.shape[1] for state in expected]
+    for layer in layers:
+        for pooling in POOLINGS:
+            close(
+                values_of(answers[f"{layer} {pooling}"], pooling),
+                [pooled(state[layer], pooling) for state in expected],
+            )

@@ -29,8 +29,7 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _HUB_FILES = ["config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json"]
-# sentence-transformers' own: small, but for the weights of a dense layer
-_HUB_FILES += ["modules.json", "*sentence_*.json", "[1-9]_*/*"]
+_SENTENCE_FILES = ["modules.json", "*sentence_*.json", "[1-9]_*/*"]
 
 # TensorFlow's names, which the first conversions of BERT to torch kept
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -202,7 +201,9 @@ def _hub_directory(name: str) -> Path:
 
     try:
         directory = Path(
-            snapshot_download(name, allow_patterns=[*_HUB_FILES, "model*.safetensors*"])
+            snapshot_download(
+                name, allow_patterns=[*_HUB_FILES, *_SENTENCE_FILES, "model*.safetensors*"]
+            )
         )
         if not list(directory.glob("model*.safetensors")):
             # only then: both formats together would double the download

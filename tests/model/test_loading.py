@@ -36,6 +36,7 @@ def test_the_embedded_model_says_what_it_is(replica):
         "vocab_size": 30522,
         "dtype": "float32",
         "device": "cpu",
+        "head_sizes": {"pooler": 384, "auto": 384},
     }
     assert replica.max_batch_tokens == 1024
 

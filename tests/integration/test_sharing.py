@@ -19,13 +19,13 @@ import pytest
 from server_process import SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, TruncationWarning
-from bert_serving.client.client import MAX_IDLE_CONNECTIONS
 from bert_serving.client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     RequestTimeout,
     ServerUnreachable,
 )
+from bert_serving.client.pool import MAX_IDLE_CONNECTIONS
 from bert_serving.server.model.fake import fake_embedding, fake_tokens
 
 DIM = 384
@@ -88,7 +88,7 @@ def test_more_threads_than_idle_connections_share_a_client(client: BertClient) -
 
     with ThreadPoolExecutor(threads) as pool:
         assert all(pool.map(call, range(threads)))
-    assert len(client._pool._idle) <= MAX_IDLE_CONNECTIONS
+    assert len(client._process.pool._idle) <= MAX_IDLE_CONNECTIONS
     assert still_answers(client)
 
 

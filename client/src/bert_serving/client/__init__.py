@@ -8,6 +8,7 @@ from .aio import AsyncBertClient
 from .assembly import Encoding, Tokens
 from .client import BertClient, ConcurrentBertClient
 from .options import TruncationWarning
+from .pending import Response
 from .version import __version__
 from .view import View
 
@@ -16,6 +17,7 @@ __all__ = [
     "BertClient",
     "ConcurrentBertClient",
     "Encoding",
+    "Response",
     "Tokens",
     "TruncationWarning",
     "View",

@@ -19,6 +19,7 @@ from .assembly import Encoding, Tokens
 from .calls import Call, EncodeOptions, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
 from .errors import RequestTimeout, ServerUnreachable
+from .pairs import check_separator
 from .session import Session
 from .sockets import send_frames
 from .view import View
@@ -107,6 +108,7 @@ class AsyncBertClient:
         check_length: warn (`TruncationWarning`) when rows were cut.
         timeout: milliseconds that a call waits for the next answer; -1 for no limit.
         connect_timeout: milliseconds to wait for the server's first word.
+        pair_separator: as for `BertClient`.
 
     """
 
@@ -116,17 +118,19 @@ class AsyncBertClient:
         port: int = options.DEFAULT_PORT,
         *,
         output_fmt: str = "ndarray",
-        identity: str | None = None,
+        identity: str | bytes | None = None,
         check_length: bool = True,
         timeout: float | None = options.DEFAULT_TIMEOUT_MS,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
+        pair_separator: str | None = None,
     ) -> None:
         self.address = options.server_address(ip, port)
         self._output_fmt = options.output_format(output_fmt)
         self._timeout_s = options.seconds("timeout", timeout)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
         self._check_length = check_length
-        self._identity = identity
+        self._name = options.client_name(identity)
+        self._pair_separator = check_separator(pair_separator)
         self._connection: _AsyncConnection | None = None
         self._is_closed = False
 
@@ -144,20 +148,23 @@ class AsyncBertClient:
         dtype: Any = None,
         max_length: int | None = None,
         on_empty: str = "encode",
+        pair_separator: str | None = None,
     ) -> Any:
         """Return the embeddings of texts; see `BertClient.encode`."""
-        view = options.embedding_view(layers, layer_reduce, pooling, normalize, dims, dtype)
-        encoding = await self._encode(
-            texts,
-            options.encode_options(
-                views={options.EMBEDDING: view},
-                is_tokenized=is_tokenized,
-                max_length=max_length,
-                show_tokens=show_tokens,
-            ),
-            on_empty,
-            warn=self._check_length,
+        encode_options = options.embedding_options(
+            layers=layers,
+            layer_reduce=layer_reduce,
+            pooling=pooling,
+            normalize=normalize,
+            dims=dims,
+            dtype=dtype,
+            is_tokenized=is_tokenized,
+            show_tokens=show_tokens,
+            max_length=max_length,
+            on_empty=on_empty,
+            pair_separator=pair_separator or self._pair_separator,
         )
+        encoding = await self._encode(texts, encode_options, warn=self._check_length)
         values = options.formatted(encoding.views[options.EMBEDDING], self._output_fmt)
         return (values, encoding.tokens) if show_tokens else values
 
@@ -170,23 +177,38 @@ class AsyncBertClient:
         show_tokens: bool = False,
         max_length: int | None = None,
         on_empty: str = "encode",
+        pair_separator: str | None = None,
     ) -> Encoding:
         """Return several views of texts at once; see `BertClient.encode_detailed`."""
         if views is None:
             views = {options.EMBEDDING: View()}
         encode_options = options.encode_options(
-            views=views, is_tokenized=is_tokenized, max_length=max_length, show_tokens=show_tokens
+            views=views,
+            is_tokenized=is_tokenized,
+            max_length=max_length,
+            show_tokens=show_tokens,
+            on_empty=on_empty,
+            pair_separator=pair_separator or self._pair_separator,
         )
-        return await self._encode(texts, encode_options, on_empty)
+        return await self._encode(texts, encode_options)
 
     async def tokenize(
-        self, texts: Any, *, is_tokenized: bool = False, max_length: int | None = None
+        self,
+        texts: Any,
+        *,
+        is_tokenized: bool = False,
+        max_length: int | None = None,
+        pair_separator: str | None = None,
     ) -> Tokens:
         """Return tokens, ids and segment ids of texts; see `BertClient.tokenize`."""
         encode_options = options.encode_options(
-            views={}, is_tokenized=is_tokenized, max_length=max_length, show_tokens=True
+            views={},
+            is_tokenized=is_tokenized,
+            max_length=max_length,
+            show_tokens=True,
+            pair_separator=pair_separator or self._pair_separator,
         )
-        return options.tokens_of(await self._encode(texts, encode_options, "encode"))
+        return options.tokens_of(await self._encode(texts, encode_options))
 
     async def server_status(self) -> dict[str, Any]:
         """Return the server's settings, statistics, `state` and `workers`."""
@@ -228,9 +250,9 @@ class AsyncBertClient:
         await self.close()
 
     async def _encode(
-        self, texts: Any, encode_options: EncodeOptions, on_empty: str, *, warn: bool = False
+        self, texts: Any, encode_options: EncodeOptions, *, warn: bool = False
     ) -> Encoding:
-        call = options.new_call(texts, encode_options, self._timeout_s, on_empty)
+        call = options.new_call(texts, encode_options, self._timeout_s)
         connection = await self._connected()
         connection.session.submit(call, time.monotonic())
         await connection.wait_for(call)
@@ -243,7 +265,7 @@ class AsyncBertClient:
         if self._is_closed:
             raise ValueError("this AsyncBertClient is closed")
         if self._connection is None:
-            self._connection = _AsyncConnection(self.address, options.client_name(self._identity))
+            self._connection = _AsyncConnection(self.address, self._name)
         connection = self._connection
         if connection.session.welcome is None:
             await self._shake_hands(connection)

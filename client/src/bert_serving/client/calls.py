@@ -68,12 +68,24 @@ class StatusCall(Call):
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What one call wants of each of its rows; the fields are those of `protocol.Encode`."""
+    """What one call wants of each of its rows.
+
+    Attributes:
+        views: as in `protocol.Encode`, like the three that follow.
+        is_tokenized: rows are tokens.
+        max_length: tokens a row.
+        show_tokens: answer the tokens as well.
+        on_empty: what becomes of a blank row, see `chunking`.
+        pair_separator: what makes a pair of one text, see `pairs`.
+
+    """
 
     views: Mapping[str, View] = field(default_factory=dict)
     is_tokenized: bool = False
     max_length: int | None = None
     show_tokens: bool = False
+    on_empty: str = "encode"
+    pair_separator: str | None = None
 
 
 class EncodeCall(Call):

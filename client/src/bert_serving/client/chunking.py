@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import TooLarge
 from .messages import Limits
+from .pairs import check_separator, split_row
 from .rows import Row, pack_rows
 
 ON_EMPTY = ("encode", "error")
@@ -36,20 +37,27 @@ class RowSource:
         is_tokenized: rows are lists of tokens (a pair: a tuple of two such lists),
             not texts (a pair: a tuple of two texts).
         on_empty: `encode` takes a blank row as it is ([CLS] [SEP]), `error` refuses it.
+        pair_separator: makes a pair of a row that contains it; None: only tuples are pairs.
 
     Raises:
         TypeError: not an iterable of rows.
-        ValueError: a blank row under `on_empty="error"`, or an unknown `on_empty`.
+        ValueError: a blank row under `on_empty="error"`, or an option that does not exist.
 
     """
 
     def __init__(
-        self, rows: Iterable[Any], *, is_tokenized: bool = False, on_empty: str = "encode"
+        self,
+        rows: Iterable[Any],
+        *,
+        is_tokenized: bool = False,
+        on_empty: str = "encode",
+        pair_separator: str | None = None,
     ) -> None:
         if on_empty not in ON_EMPTY:
             raise ValueError(f"on_empty={on_empty!r}: expected one of {', '.join(ON_EMPTY)}")
         self._is_tokenized = is_tokenized
         self._refuse_blank = on_empty == "error"
+        self._pair_separator = check_separator(pair_separator)
         self._taken = 0
         rows = _ordered(rows)
         self.total: int | None = len(rows) if isinstance(rows, Sequence) else None
@@ -112,6 +120,8 @@ class RowSource:
             checked = [check(row, start + number) for number, row in enumerate(rows)]
         if self._refuse_blank:
             _refuse_blank(checked, start)
+        if self._pair_separator is not None:
+            checked = [split_row(row, self._pair_separator) for row in checked]
         return checked
 
 

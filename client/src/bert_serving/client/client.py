@@ -1,90 +1,37 @@
 """`BertClient`: blocking calls, safe to share between threads, and to use after a fork.
 
-Each call borrows a connection of its own, so that threads never wait for one another;
-a connection that is given back is used again. A child of a fork notices that the
-sockets are its parent's, and opens its own.
+A call that is waited for borrows a connection from the `pool`; what goes on without a
+caller is moved by a thread in the `background`. A child of a fork gets its own of both.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
-import zmq
+import numpy as np
 
 from . import options
 from .assembly import Encoding, Tokens
 from .calls import EncodeOptions, StatusCall
-from .connection import Connection
 from .errors import RequestTimeout
 from .messages import Welcome
+from .pairs import check_separator
+from .pending import BatchStream, DoneCall, PendingCalls, Response
+from .pool import ConnectionPool
+from .process import ClientProcess
 from .progress import progress_bar
+from .version import __version__
 from .view import View
 
-MAX_IDLE_CONNECTIONS = 16
 READY_POLL_S = 0.1
-
-
-class _Pool:
-    """The connections of one process; one is used by one thread at a time."""
-
-    def __init__(self, address: str, name: str, connect_timeout_s: float) -> None:
-        self.pid = os.getpid()
-        self._address = address
-        self._name = name
-        self._connect_timeout_s = connect_timeout_s
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._lock = threading.Lock()
-        self._idle: list[Connection] = []
-        self._borrowed = 0
-        self.is_closed = False
-
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        connection = self._borrow()
-        try:
-            if connection.session.welcome is None:
-                connection.handshake(self._connect_timeout_s)
-            yield connection
-        finally:
-            self._give_back(connection)
-
-    def close(self) -> None:
-        """Close what is idle; a connection in use is closed when its call ends."""
-        with self._lock:
-            self.is_closed = True
-            idle, self._idle = self._idle, []
-            is_unused = self._borrowed == 0
-        for connection in idle:
-            connection.close()
-        if is_unused:
-            self._context.term()
-
-    def _borrow(self) -> Connection:
-        with self._lock:
-            if self.is_closed:
-                raise ValueError("this BertClient is closed")
-            connection = self._idle.pop() if self._idle else None
-            self._borrowed += 1
-        return connection or Connection(self._context, self._address, self._name)
-
-    def _give_back(self, connection: Connection) -> None:
-        session = connection.session
-        with self._lock:
-            self._borrowed -= 1
-            usable = session.welcome is not None and session.refusal is None
-            if usable and not self.is_closed and len(self._idle) < MAX_IDLE_CONNECTIONS:
-                self._idle.append(connection)
-                return
-            is_last = self.is_closed and self._borrowed == 0
-        connection.close()
-        if is_last:
-            self._context.term()
+_CHANGING = ("statistic", "workers")  # what the status has and the configuration has not
 
 
 class BertClient:
@@ -96,7 +43,8 @@ class BertClient:
         port_out: accepted for bert-as-service's sake; there is only one port now.
         output_fmt: `ndarray`, or `list` for nested Python lists.
         show_server_config: print the server's settings when connected.
-        identity: a name for this client, shown in the server's log.
+        identity: a name for this client, shown in the server's log and to those who get
+            its broadcasts; it need not be unique.
         check_version: accepted; versions are always checked, by the protocol.
         check_length: warn (`TruncationWarning`) when rows were cut.
         check_token_info: accepted; tokens can always be asked for.
@@ -104,6 +52,8 @@ class BertClient:
         timeout: milliseconds that a call waits for the next answer (a long call gets many);
             -1 for no limit.
         connect_timeout: milliseconds to wait for the server's first word.
+        pair_separator: a text that contains it is a pair, as with bert-as-service's `" ||| "`;
+            among tokens, the token that it is without blanks. None: only tuples are pairs.
 
     Raises:
         ServerUnreachable: nothing that speaks the protocol answered in `connect_timeout`.
@@ -115,14 +65,16 @@ class BertClient:
 
     """
 
+    _max_connections: int | None = None
+
     def __init__(
         self,
         ip: str = "localhost",
         port: int = options.DEFAULT_PORT,
-        port_out: int | None = None,  # noqa: ARG002  # bert-as-service's
+        port_out: int = options.DEFAULT_PORT + 1,
         output_fmt: str = "ndarray",
         show_server_config: bool = False,
-        identity: str | None = None,
+        identity: str | bytes | None = None,
         check_version: bool = True,  # noqa: ARG002  # bert-as-service's
         check_length: bool = True,
         check_token_info: bool = True,  # noqa: ARG002  # bert-as-service's
@@ -130,20 +82,27 @@ class BertClient:
         timeout: float | None = options.DEFAULT_TIMEOUT_MS,
         *,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
+        pair_separator: str | None = None,
     ) -> None:
         self.address = options.server_address(ip, port)
-        self._output_fmt = options.output_format(output_fmt)
-        self._timeout_s = options.seconds("timeout", timeout)
+        self.ip = ip
+        self.port = port
+        self.port_out = port_out
+        self.output_fmt = options.output_format(output_fmt)
+        self.identity = identity or str(uuid.uuid4()).encode("ascii")
+        self.timeout = timeout
+        options.seconds("timeout", timeout)
+        self._name = options.client_name(identity)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
         self._warn_if_cut = check_length and not ignore_all_checks
-        self._identity = identity
-        self._pool = self._new_pool()
-        self._parents_pool: _Pool | None = None
+        self._pair_separator = check_separator(pair_separator)
+        self._process = self._new_process()
+        self._parents_process: ClientProcess | None = None
         try:
             if not ignore_all_checks:
                 self._welcome()
-            if show_server_config:
-                self._print_config()
+                if show_server_config:
+                    self._print_config()
         except BaseException:
             self.close()
             raise
@@ -151,9 +110,10 @@ class BertClient:
     def encode(
         self,
         texts: Any,
-        *,
+        blocking: bool = True,
         is_tokenized: bool = False,
         show_tokens: bool = False,
+        *,
         layers: int | Iterable[int] | None = None,
         layer_reduce: str | None = None,
         pooling: str | None = None,
@@ -162,6 +122,7 @@ class BertClient:
         dtype: Any = None,
         max_length: int | None = None,
         on_empty: str = "encode",
+        pair_separator: str | None = None,
         show_progress_bar: bool = False,
     ) -> Any:
         """Return the embeddings of texts.
@@ -170,6 +131,8 @@ class BertClient:
             texts: one str, or any iterable of rows (a list, an iterator, a NumPy array or
                 pandas Series of str); a pair of texts is a tuple. With `is_tokenized`, a row
                 is a list of tokens, a pair a tuple of two lists.
+            blocking: wait for the answer; otherwise return None at once, and `fetch` or
+                `fetch_all` have it.
             is_tokenized: the rows are tokens, which are only looked up in the vocabulary.
             show_tokens: also return the tokens of each row.
             layers: which hidden states, numbered as transformers' `hidden_states`; this and
@@ -182,7 +145,8 @@ class BertClient:
             dtype: `float32` or `float16`.
             max_length: tokens a row, special ones included; longer rows are cut.
             on_empty: `encode` a blank row as [CLS] [SEP], or raise an `error`.
-            show_progress_bar: show rows, rate and time left on standard error.
+            pair_separator: the client's own if None.
+            show_progress_bar: of a blocking call: show rows, rate and time left on standard error.
 
         Returns:
             `[rows, dim]`, or `[dim]` for a single str. With pooling `none`, a list of arrays
@@ -190,20 +154,101 @@ class BertClient:
             `show_tokens`, a tuple of that and the token strings of each row.
 
         """
-        view = options.embedding_view(layers, layer_reduce, pooling, normalize, dims, dtype)
-        encoding = self._encode(
-            texts,
-            options.encode_options(
-                views={options.EMBEDDING: view},
-                is_tokenized=is_tokenized,
-                max_length=max_length,
-                show_tokens=show_tokens,
-            ),
-            on_empty,
-            show_progress_bar,
+        encode_options = options.embedding_options(
+            layers=layers,
+            layer_reduce=layer_reduce,
+            pooling=pooling,
+            normalize=normalize,
+            dims=dims,
+            dtype=dtype,
+            is_tokenized=is_tokenized,
+            show_tokens=show_tokens,
+            max_length=max_length,
+            on_empty=on_empty,
+            pair_separator=pair_separator or self._pair_separator,
         )
-        values = options.formatted(encoding.views[options.EMBEDDING], self._output_fmt)
+        if not blocking:
+            self._submit(self._own_process().pending, encode_options, texts)
+            return None
+        encoding = self._encode(texts, encode_options, show_progress_bar)
+        if self._warn_if_cut:
+            options.warn_if_cut(encoding, max_length, stacklevel=2)
+        values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)
         return (values, encoding.tokens) if show_tokens else values
+
+    def fetch(self, delay: float = 0.0) -> Iterator[Response]:
+        """Yield the answers to all `encode(blocking=False)`, in the order of their arrival.
+
+        The calls that wait to be fetched are the client's: threads that share it share them.
+
+        Args:
+            delay: seconds to wait before the first is fetched.
+
+        Yields:
+            `Response(id, embedding, tokens)`, until nothing is pending. The error of a call is
+            raised in its place; another `fetch` goes on with the others.
+
+        """
+        time.sleep(delay)
+        pending = self._own_process().pending
+        while (done := pending.take()) is not None:
+            yield self._response(done)
+
+    def fetch_all(self, sort: bool = True, concat: bool = False) -> Any:
+        """Return the answers to all `encode(blocking=False)`.
+
+        Args:
+            sort: in the order in which they were sent, not that of their arrival.
+            concat: all in one, an array or (`output_fmt="list"`) a list of all rows.
+
+        Returns:
+            A list with the embeddings of each call; None if nothing is pending.
+
+        """
+        responses = list(self.fetch())
+        if not responses:
+            return None
+        if sort:
+            responses.sort(key=lambda response: response.id)
+        embeddings = [response.embedding for response in responses]
+        if not concat:
+            return embeddings
+        if all(isinstance(embedding, np.ndarray) for embedding in embeddings):
+            return np.concatenate(embeddings, axis=0)
+        return [row for embedding in embeddings for row in embedding]
+
+    def encode_async(
+        self,
+        batch_generator: Iterable[Any],
+        max_num_batch: int | None = None,
+        delay: float = 0.1,
+        **kwargs: Any,
+    ) -> BatchStream:
+        """Encode batches while a generator still makes others; for as long as it likes.
+
+        The generator runs in a thread of its own, and is drawn from only a bounded number of
+        rows ahead of the answers that are taken.
+
+        Args:
+            batch_generator: yields what `encode` takes.
+            max_num_batch: stop after so many batches.
+            delay: seconds to wait before the first answer is fetched.
+            **kwargs: as for `encode`, the same for each batch.
+
+        Returns:
+            An iterator of `Response(id, embedding, tokens)` in the order of their arrival; the
+            ids tell the order of sending. An error of one batch is raised in its place, and
+            the iteration may go on; an error of the generator is raised at the end.
+
+        """
+        kwargs["pair_separator"] = kwargs.get("pair_separator") or self._pair_separator
+        encode_options = options.embedding_options(**kwargs)
+        pending = PendingCalls()
+        stream = BatchStream(pending, self._response, partial(time.sleep, delay))
+        self._own_process().streams.add(stream)
+        batches = islice(batch_generator, max_num_batch or None)
+        pending.feed(batches, partial(self._submit, pending, encode_options))
+        return stream
 
     def encode_detailed(
         self,
@@ -214,6 +259,7 @@ class BertClient:
         show_tokens: bool = False,
         max_length: int | None = None,
         on_empty: str = "encode",
+        pair_separator: str | None = None,
         show_progress_bar: bool = False,
     ) -> Encoding:
         """Return several views of texts at once, with all that the server says about them.
@@ -226,6 +272,7 @@ class BertClient:
             show_tokens: also answer tokens, their ids and segment ids.
             max_length: as for `encode`.
             on_empty: as for `encode`.
+            pair_separator: as for `encode`.
             show_progress_bar: as for `encode`.
 
         Returns:
@@ -235,12 +282,22 @@ class BertClient:
         if views is None:
             views = {options.EMBEDDING: View()}
         encode_options = options.encode_options(
-            views=views, is_tokenized=is_tokenized, max_length=max_length, show_tokens=show_tokens
+            views=views,
+            is_tokenized=is_tokenized,
+            max_length=max_length,
+            show_tokens=show_tokens,
+            on_empty=on_empty,
+            pair_separator=pair_separator or self._pair_separator,
         )
-        return self._encode(texts, encode_options, on_empty, show_progress_bar, warn=False)
+        return self._encode(texts, encode_options, show_progress_bar)
 
     def tokenize(
-        self, texts: Any, *, is_tokenized: bool = False, max_length: int | None = None
+        self,
+        texts: Any,
+        *,
+        is_tokenized: bool = False,
+        max_length: int | None = None,
+        pair_separator: str | None = None,
     ) -> Tokens:
         """Return the tokens, vocabulary ids and segment ids of texts, as the model reads them.
 
@@ -248,6 +305,7 @@ class BertClient:
             texts: as for `encode`.
             is_tokenized: as for `encode`.
             max_length: as for `encode`.
+            pair_separator: as for `encode`.
 
         Returns:
             `Tokens(tokens, ids, segment_ids)`: each a list with an entry a row, or that
@@ -255,19 +313,47 @@ class BertClient:
 
         """
         encode_options = options.encode_options(
-            views={}, is_tokenized=is_tokenized, max_length=max_length, show_tokens=True
+            views={},
+            is_tokenized=is_tokenized,
+            max_length=max_length,
+            show_tokens=True,
+            pair_separator=pair_separator or self._pair_separator,
         )
-        return options.tokens_of(self._encode(texts, encode_options, "encode", False))
+        return options.tokens_of(self._encode(texts, encode_options))
 
     @property
     def server_status(self) -> dict[str, Any]:
         """The server's settings, statistics, `state` and `workers`."""
-        with self._connections().connection() as connection:
+        with self._connections().connection(self._timeout_s) as connection:
             call = StatusCall(self._timeout_s)
             connection.session.request_status(call, time.monotonic())
             connection.wait_for(call)
         call.raise_error()
         return dict(call.status)
+
+    @property
+    def server_config(self) -> dict[str, Any]:
+        """The server's settings: its status without what changes."""
+        status = self.server_status
+        return {name: value for name, value in status.items() if name not in _CHANGING}
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What this client is and has pending, in this process."""
+        process = self._own_process()
+        pending = process.pending.ids
+        return {
+            "identity": self.identity,
+            "num_request": process.num_requests,
+            "num_pending_request": len(pending),
+            "pending_request": pending,
+            "output_fmt": self.output_fmt,
+            "port": self.port,
+            "port_out": self.port_out,
+            "server_ip": self.ip,
+            "client_version": __version__,
+            "timeout": self.timeout,
+        }
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the server has a worker that can compute.
@@ -291,8 +377,9 @@ class BertClient:
 
     def close(self) -> None:
         """Close all connections; a second close does nothing."""
-        if self._pool.pid == os.getpid() and not self._pool.is_closed:
-            self._pool.close()
+        process = self._process
+        if process.pid == os.getpid() and not process.pool.is_closed:
+            process.close()
 
     def __enter__(self) -> BertClient:
         return self
@@ -305,48 +392,65 @@ class BertClient:
     ) -> None:
         self.close()
 
+    @property
+    def _timeout_s(self) -> float:
+        return options.seconds("timeout", self.timeout)
+
     def _encode(
-        self,
-        texts: Any,
-        encode_options: EncodeOptions,
-        on_empty: str,
-        show_progress_bar: bool,
-        *,
-        warn: bool = True,
+        self, texts: Any, encode_options: EncodeOptions, show_progress_bar: bool = False
     ) -> Encoding:
-        call = options.new_call(texts, encode_options, self._timeout_s, on_empty)
+        call = options.new_call(texts, encode_options, self._timeout_s)
+        self._own_process().next_request_id()
         progress = progress_bar(call.total) if show_progress_bar else None
         call.on_progress = progress.update if progress else None
         try:
-            with self._connections().connection() as connection:
+            with self._connections().connection(self._timeout_s) as connection:
                 connection.session.submit(call, time.monotonic())
                 connection.wait_for(call)
-                encoding = options.finished_encoding(call, connection.session)
+                return options.finished_encoding(call, connection.session)
         finally:
             if progress:
                 progress.close()
-        if warn and self._warn_if_cut:
-            options.warn_if_cut(encoding, encode_options.max_length, stacklevel=3)
-        return encoding
+
+    def _submit(self, pending: PendingCalls, encode_options: EncodeOptions, texts: Any) -> None:
+        """Start a call that nobody waits for."""
+        call = options.new_call(texts, encode_options, self._timeout_s)
+        process = self._own_process()
+        background = process.background()
+        pending.submit(process.next_request_id(), call, background)
+
+    def _response(self, done: DoneCall) -> Response:
+        """Return the answer to a call that was not waited for, or raise its error."""
+        encoding = options.finished_encoding(done.call, done.session)
+        if self._warn_if_cut:
+            options.warn_if_cut(encoding, done.call.options.max_length, stacklevel=3)
+        values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)
+        return Response(done.id, values, encoding.tokens or "")
 
     def _welcome(self, *, refresh: bool = False) -> Welcome:
-        with self._connections().connection() as connection:
+        with self._connections().connection(self._timeout_s) as connection:
             if refresh:
                 connection.handshake(self._connect_timeout_s)
             assert connection.session.welcome is not None
             return connection.session.welcome
 
-    def _connections(self) -> _Pool:
-        pool = self._pool
-        if pool.pid != os.getpid():  # a fork: the sockets are the parent's, and so is the lock
-            self._parents_pool, self._pool = pool, self._new_pool()
-        return self._pool
+    def _connections(self) -> ConnectionPool:
+        return self._own_process().pool
 
-    def _new_pool(self) -> _Pool:
-        return _Pool(self.address, options.client_name(self._identity), self._connect_timeout_s)
+    def _own_process(self) -> ClientProcess:
+        process = self._process
+        if process.pid != os.getpid():  # a fork: sockets, threads and locks are the parent's
+            self._parents_process, self._process = process, self._new_process()
+        return self._process
+
+    def _new_process(self) -> ClientProcess:
+        pool = ConnectionPool(
+            self.address, self._name, self._connect_timeout_s, self._max_connections
+        )
+        return ClientProcess(pool)
 
     def _print_config(self) -> None:
-        for name, value in sorted(self.server_status.items()):
+        for name, value in sorted(self.server_config.items()):
             print(f"{name:>30} = {value}")  # noqa: T201  # what show_server_config is for
 
 
@@ -354,10 +458,13 @@ class ConcurrentBertClient(BertClient):
     """bert-as-service's client for threads; `BertClient` itself is one now.
 
     Args:
-        max_concurrency: accepted; calls that are too many for the server wait their turn.
+        max_concurrency: blocking calls at a time; more wait their turn, and time out.
         **kwargs: as for `BertClient`.
 
     """
 
-    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:  # noqa: ARG002
+    def __init__(self, max_concurrency: int = 10, **kwargs: Any) -> None:
+        if type(max_concurrency) is not int or max_concurrency < 1:
+            raise ValueError(f"max_concurrency={max_concurrency!r}: expected an int of at least 1")
+        self.max_concurrency = self._max_connections = max_concurrency
         super().__init__(**kwargs)

@@ -101,15 +101,27 @@ class Connection:
             self._send_all()
             raise
 
-    def _turn(self) -> None:
-        """Wait for something to happen, take it in, send what there is to send."""
-        wakeup, wait_ms = self.session.next_wakeup(), None
-        if wakeup is not None:
-            wait_ms = max(math.ceil((wakeup - time.monotonic()) * 1000), 0)
-        if self._socket.poll(wait_ms):
-            receive_all(self._socket, self.session.receive)
+    def wait_ms(self) -> int | None:
+        """Return how long there is nothing to do if nothing arrives; None for ever."""
+        wakeup = self.session.next_wakeup()
+        if wakeup is None:
+            return None
+        return max(math.ceil((wakeup - time.monotonic()) * 1000), 0)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Let a poller tell when something has arrived."""
+        poller.register(self._socket, zmq.POLLIN)
+
+    def move(self) -> None:
+        """Take in what has arrived, send what there is to send."""
+        receive_all(self._socket, self.session.receive)
         self.session.advance(time.monotonic())
         self._send_all()
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and do what follows from it."""
+        self._socket.poll(self.wait_ms())
+        self.move()
 
     def _send_all(self) -> None:
         while frames := self.session.next_message(time.monotonic()):

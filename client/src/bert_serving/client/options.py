@@ -12,6 +12,7 @@ import numpy as np
 from .assembly import Embeddings, Encoding, Tokens
 from .calls import EncodeCall, EncodeOptions
 from .chunking import RowSource
+from .pairs import check_separator
 from .session import Session
 from .version import __version__
 from .view import View
@@ -38,8 +39,10 @@ def server_address(ip: str, port: int) -> str:
     return f"tcp://{host}:{port}"
 
 
-def client_name(identity: str | None) -> str:
+def client_name(identity: str | bytes | None) -> str:
     """Return how a client introduces itself."""
+    if isinstance(identity, bytes):  # what bert-as-service's clients have
+        identity = identity.decode("utf-8", "replace")
     return f"{identity or f'pid {os.getpid()}'}, bert-serving-client {__version__}"[:64]
 
 
@@ -62,9 +65,11 @@ def output_format(name: str) -> str:
 def encode_options(
     *,
     views: Mapping[str, View | Mapping[str, Any]],
-    is_tokenized: bool,
-    max_length: int | None,
-    show_tokens: bool,
+    is_tokenized: bool = False,
+    max_length: int | None = None,
+    show_tokens: bool = False,
+    on_empty: str = "encode",
+    pair_separator: str | None = None,
 ) -> EncodeOptions:
     """Return checked options; raises ValueError for what cannot be asked."""
     if max_length is not None and (type(max_length) is not int or max_length < 1):
@@ -72,13 +77,27 @@ def encode_options(
     checked = {
         name: view if isinstance(view, View) else View.parse(view) for name, view in views.items()
     }
-    return EncodeOptions(checked, bool(is_tokenized), max_length, bool(show_tokens))
+    return EncodeOptions(
+        views=checked,
+        is_tokenized=bool(is_tokenized),
+        max_length=max_length,
+        show_tokens=bool(show_tokens),
+        on_empty=on_empty,
+        pair_separator=check_separator(pair_separator),
+    )
 
 
-def embedding_view(
-    layers: Any, layer_reduce: Any, pooling: Any, normalize: Any, dims: Any, dtype: Any
-) -> View:
-    """Return the one view that `encode()`'s own options describe."""
+def embedding_options(
+    *,
+    layers: Any = None,
+    layer_reduce: Any = None,
+    pooling: Any = None,
+    normalize: Any = None,
+    dims: Any = None,
+    dtype: Any = None,
+    **others: Any,
+) -> EncodeOptions:
+    """Return the options of an `encode()`: its one view, and what `encode_options` takes."""
     given = {
         "layers": layers,
         "layer_reduce": layer_reduce,
@@ -87,12 +106,11 @@ def embedding_view(
         "dims": dims,
         "dtype": dtype,
     }
-    return View.parse({name: value for name, value in given.items() if value is not None})
+    view = View.parse({name: value for name, value in given.items() if value is not None})
+    return encode_options(views={EMBEDDING: view}, **others)
 
 
-def new_call(
-    texts: Any, encode_options: EncodeOptions, timeout_s: float, on_empty: str
-) -> EncodeCall:
+def new_call(texts: Any, encode_options: EncodeOptions, timeout_s: float) -> EncodeCall:
     """Return a call for whatever `encode()` takes: one str, or an iterable of rows.
 
     Raises:
@@ -103,7 +121,8 @@ def new_call(
     source = RowSource(
         [texts] if is_single else texts,
         is_tokenized=encode_options.is_tokenized,
-        on_empty=on_empty,
+        on_empty=encode_options.on_empty,
+        pair_separator=encode_options.pair_separator,
     )
     return EncodeCall(source, encode_options, timeout_s, is_single=is_single)
 

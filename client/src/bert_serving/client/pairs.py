@@ -23,6 +23,13 @@ def check_separator(separator: str | None) -> str | None:
     return separator
 
 
+def split_row(row: Row, separator: str) -> Row:
+    """Return the pair that a row holds; one that is a pair already stays as it is."""
+    if isinstance(row, str):
+        return split_text(row, separator)
+    return split_tokens(row, separator) if isinstance(row, list) else row
+
+
 def split_text(text: str, separator: str) -> Row:
     """Return the pair that a text holds, or the text as it is.
 

@@ -1,0 +1,62 @@
+"""What a client has open in one process; a child of a fork gets its own.
+
+The sockets, threads and locks of the parent mean nothing to the child, so it never touches
+them: it starts anew, with nothing pending.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from .background import Background
+from .pending import BatchStream, PendingCalls
+from .pool import ConnectionPool
+
+
+class ClientProcess:
+    """The connections and pending calls of a client.
+
+    Args:
+        pool: the client's connections in this process.
+
+    Attributes:
+        pending: the calls that `fetch()` is for.
+        streams: the `encode_async()` calls that are under way.
+        num_requests: calls so far, which are numbered from 1.
+
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.pid = os.getpid()
+        self.pool = pool
+        self.pending = PendingCalls()
+        self.streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+        self.num_requests = 0
+        self._lock = threading.Lock()
+        self._background: Background | None = None
+
+    def next_request_id(self) -> int:
+        """Return the number of a new call."""
+        with self._lock:
+            self.num_requests += 1
+            return self.num_requests
+
+    def background(self) -> Background:
+        """Return the thread that moves what nobody waits for; it is started if there is none."""
+        with self._lock:
+            if self._background is None or self._background.is_over:
+                self._background = Background(self.pool.take(), self.pool.release)
+                self._background.start()
+                weakref.finalize(self, self._background.stop)  # a client need not be closed
+            return self._background
+
+    def close(self) -> None:
+        """Close everything; a call that is waited for may end, the others get an error."""
+        self.pool.close()
+        for stream in list(self.streams):
+            stream.close()
+        with self._lock:
+            if self._background is not None:
+                self._background.stop()

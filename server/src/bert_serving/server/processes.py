@@ -14,17 +14,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Generic
 
 from . import exit_codes
-from .roles import BrokerConfig, Role, WorkerConfig, from_json, to_json
+from .roles import Role, RoleConfig, from_json, to_json
+from .scheduling.restarts import RestartPolicy
 
 WATCH_S = 1.0
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def start(module: str, config: BrokerConfig | WorkerConfig) -> subprocess.Popen[bytes]:
+def start(module: str, config: RoleConfig) -> subprocess.Popen[bytes]:
     """Start a role's module of this package; its `main` reads the config."""
     command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid())]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
@@ -39,6 +41,55 @@ def start(module: str, config: BrokerConfig | WorkerConfig) -> subprocess.Popen[
     except BrokenPipeError:  # it ended at once; its status says why
         pass
     return process
+
+
+@dataclass
+class Child(Generic[Role]):
+    """A place among a server's processes: its process changes, the rest stays.
+
+    Attributes:
+        name: for the log.
+        module: the role's.
+        config: what the role is told.
+        policy: how soon it is started again.
+        process: its present life, if it has one.
+        restart_at: when its next life begins, if it is waiting for that.
+        is_ready: its present life has said that it is.
+
+    """
+
+    name: str
+    module: str
+    config: Role
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    process: subprocess.Popen[bytes] | None = None
+    restart_at: float | None = None
+    is_ready: bool = False
+
+    def start(self) -> None:
+        """Begin a life."""
+        self.process = start(self.module, self.config)
+        self.restart_at, self.is_ready = None, False
+
+    def mark_ready(self, now: float) -> None:
+        """Note that it has said it is ready."""
+        self.is_ready = True
+        self.policy.on_healthy(now)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has a process that has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for its next life."""
+        return self.restart_at is not None and now >= self.restart_at
+
+    def restart_later(self, now: float, jitter: float) -> float:
+        """Note that its life has ended; returns how many seconds there are to the next."""
+        delay_s = self.policy.on_exit(now, jitter)
+        self.process, self.restart_at, self.is_ready = None, now + delay_s, False
+        return delay_s
 
 
 def run_role(run: Callable[[Any], int], role: type[Role]) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from bert_serving.client.view import View
 
+from .config import ServerConfig
+from .control import Addresses
+from .devices import Placement
 from .model.loading import ReplicaConfig
 from .scheduling.events import SchedulerLimits
 
-Role = TypeVar("Role", "BrokerConfig", "WorkerConfig")
+Role = TypeVar("Role", "BrokerConfig", "WorkerConfig", "LegacyConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,123 @@ class WorkerConfig:
         return cls(**values)
 
 
-def to_json(config: BrokerConfig | WorkerConfig) -> str:
+@dataclass(frozen=True, kw_only=True)
+class LegacyConfig:
+    """What the gateway for clients of bert-as-service must know.
+
+    Attributes:
+        host: where these clients connect.
+        port: the port they send to; 0 for any free one.
+        port_out: the port they get results from; 0 for any free one.
+        native: the broker's address for clients.
+        supervisor: where the supervisor listens (ipc).
+        show_tokens: tell them each row's tokens.
+        pads_to_limit: under pooling none, every row is padded to the longest that there can
+            be, not to the longest of its request.
+        verbose: log more.
+
+    """
+
+    host: str
+    port: int
+    port_out: int
+    native: str
+    supervisor: str
+    show_tokens: bool
+    pads_to_limit: bool
+    verbose: bool
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LegacyConfig:
+        """Return the config that `asdict` and JSON took apart."""
+        return cls(**values)
+
+
+RoleConfig: TypeAlias = BrokerConfig | WorkerConfig | LegacyConfig
+
+
+def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -> BrokerConfig:
+    """Return what of the operator's options the broker is told."""
+    return BrokerConfig(
+        host=config.host,
+        port=config.port,
+        backend=addresses.backend,
+        supervisor=addresses.supervisor,
+        num_worker=num_worker,
+        limits=SchedulerLimits(
+            max_queue_rows=config.max_queue_rows,
+            max_queue_bytes=config.max_queue_bytes,
+            priority_batch_size=config.priority_batch_size,
+            batch_timeout_s=config.batch_timeout,
+        ),
+        max_request_bytes=config.max_request_bytes,
+        default_view=config.default_view,
+        settings={**asdict(config), "num_worker": num_worker},
+        verbose=config.verbose,
+    )
+
+
+def worker_config(
+    config: ServerConfig, addresses: Addresses, number: int, placement: Placement
+) -> WorkerConfig:
+    """Return what of the operator's options a worker is told."""
+    return WorkerConfig(
+        worker_id=number,
+        backend=addresses.backend,
+        replica=ReplicaConfig(
+            model_dir=config.model_dir,
+            dtype="float16" if config.fp16 else config.dtype,
+            device=placement.device,
+            num_threads=placement.num_threads,
+            max_batch_tokens=config.max_batch_tokens,
+            max_seq_len=config.max_seq_len,
+            mask_cls_sep=config.mask_cls_sep,
+            lower_case=False if config.cased_tokenization else None,
+            tuned_model_dir=config.tuned_model_dir,
+            ckpt_name=config.ckpt_name,
+            config_name=config.config_name,
+            num_labels=config.num_labels,
+            no_special_token=config.no_special_token,
+            no_position_embeddings=config.no_position_embeddings,
+            as_sentence_transformers=config.pooling_strategy == "auto",
+            compile=config.compile,
+            gpu_memory_fraction=config.gpu_memory_fraction,
+        ),
+        cores=placement.cores,
+        default_view=config.default_view,
+        max_batch_size=config.max_batch_size,
+        verbose=config.verbose,
+    )
+
+
+def legacy_config(
+    config: ServerConfig, addresses: Addresses, port: int, native: str
+) -> LegacyConfig:
+    """Return what of the operator's options the gateway for old clients is told.
+
+    Args:
+        config: the operator's options.
+        addresses: of this server.
+        port: its -legacy_port.
+        native: the address that the broker listens on for clients.
+
+    """
+    port_out = config.legacy_port_out
+    if port_out is None:
+        port_out = port + 1 if port else 0
+    return LegacyConfig(
+        host=config.host,
+        port=port,
+        port_out=port_out,
+        native=_local(native),
+        supervisor=addresses.supervisor,
+        show_tokens=config.show_tokens_to_client,
+        pads_to_limit=config.fixed_embed_length or config.max_seq_len is not None,
+        verbose=config.verbose,
+    )
+
+
+def to_json(config: RoleConfig) -> str:
     """Return a role's config as one line of JSON."""
     return json.dumps(asdict(config))
 
@@ -94,3 +213,13 @@ def from_json(role: type[Role], text: str) -> Role:
 
 def _view(values: dict[str, Any]) -> View:
     return View.parse(values)
+
+
+def port_of(address: str) -> int:
+    """Return the port in an address such as tcp://127.0.0.1:5555."""
+    return int(address.rpartition(":")[2])
+
+
+def _local(address: str) -> str:
+    """Return where to connect on this machine to what listens on an address."""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

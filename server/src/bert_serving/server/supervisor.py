@@ -1,4 +1,4 @@
-"""The supervisor role: starts broker and workers, watches and replaces them, stops them.
+"""The supervisor role: starts broker, workers and gateways, watches, replaces, stops them.
 
 It computes nothing and forwards nothing. Signals only set a flag. What ends the server
 on its own accord: a boot failure, whose cause is the last line of the log, and the loss
@@ -8,17 +8,15 @@ of the broker.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,19 +26,24 @@ import zmq
 from bert_serving.client.errors import ProtocolError
 from bert_serving.client.frames import decode_message
 
-from . import control, exit_codes, logs, processes
+from . import control, exit_codes, logs, processes, ready
 from .config import ServerConfig, option_fields
-from .devices import Placement, PlacementError, place_workers
-from .model.loading import ReplicaConfig
-from .roles import BrokerConfig, WorkerConfig
-from .scheduling.events import SchedulerLimits
-from .scheduling.restarts import RestartPolicy
-from .worker_protocol import message
+from .devices import PlacementError, place_workers
+from .processes import Child
+from .roles import (
+    LegacyConfig,
+    WorkerConfig,
+    broker_config,
+    legacy_config,
+    port_of,
+    worker_config,
+)
+from .worker_protocol import gateway_route, message
 
 log = logging.getLogger("bert_serving.supervisor")
 
 TURN_MS = 100  # how soon the end of a child, or a signal, is noticed
-STOP_TIMEOUT_S = 1.0  # for the broker to answer what is open
+STOP_TIMEOUT_S = 1.0  # for the broker to answer what is open, and then for the gateways
 END_TIMEOUT_S = 5.0  # from being told to end to being killed
 CAUSE_TIMEOUT_S = 2.0  # how long a child's last message may take
 
@@ -49,7 +52,7 @@ class StartError(Exception):
     """The server cannot start; the message is one line that names the cause."""
 
 
-CAUSES = (StartError, PlacementError, control.ControlError)
+CAUSES = (StartError, PlacementError, control.ControlError, ready.ReadyFileError)
 
 
 def run(config: ServerConfig) -> int:
@@ -66,8 +69,8 @@ def serve(config: ServerConfig) -> int:
     """Live the server's life: start, announce, watch, drain, end.
 
     Raises:
-        StartError, PlacementError, ControlError: it cannot start; the message is one line
-            that names the cause.
+        StartError, PlacementError, ControlError, ReadyFileError: it cannot start; the
+            message is one line that names the cause.
 
     """
     _warn_of_ignored(config)
@@ -97,17 +100,6 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@dataclass
-class _Worker:
-    """One worker's place: its process changes, its number and placement stay."""
-
-    config: WorkerConfig
-    policy: RestartPolicy = field(default_factory=RestartPolicy)
-    process: subprocess.Popen[bytes] | None = None
-    restart_at: float | None = None
-    is_ready: bool = False
-
-
 class Supervisor:
     """The processes of one server."""
 
@@ -119,12 +111,16 @@ class Supervisor:
         self._bound_files: list[Path] = []
         self._broker: subprocess.Popen[bytes] | None = None
         self._broker_route = b""
-        self._workers: list[_Worker] = []
+        self._workers: list[Child[WorkerConfig]] = []
+        self._gateway: Child[LegacyConfig] | None = None
         self._native = ""
+        self._legacy: list[str] = []
         self._cause: str | None = None
         self._terminators: list[bytes] = []
         self._drain_deadline: float | None = None
+        self._workers_are_ready = False
         self._is_ready = False
+        self._broker_drains = False
         self.stop_signals = 0
         self.last_signal = 0
 
@@ -141,24 +137,34 @@ class Supervisor:
             file.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start the broker, then the workers; they get ready in their own time.
+        """Start the broker, then the others; they get ready in their own time.
 
         Raises:
-            StartError: the port is taken, or the devices asked for are not there.
+            StartError: the port is taken.
+            PlacementError: the devices asked for are not there.
 
         """
+        if self._config.legacy_port_out is not None and self._config.legacy_port is None:
+            raise StartError(
+                f"-legacy_port_out {self._config.legacy_port_out} is one of the two ports of "
+                "bert-as-service: give -legacy_port as well, or neither"
+            )
         placements = place_workers(self._config)
-        if self._config.ready_file is not None:  # not to be taken for this server's
-            _remove(Path(self._config.ready_file))
+        ready.remove_stale(self._config.ready_file)
         self._bind(self._addresses.supervisor)
         self._bound_files.append(control.socket_file(self._addresses.backend))
-        self._broker = processes.start("broker", self._broker_config(len(placements)))
+        self._broker = processes.start(
+            "broker", broker_config(self._config, self._addresses, len(placements))
+        )
         while not self._native and not self.stop_signals:
             self._turn()
             self._check_broker()
+        if self._config.legacy_port is not None:
+            self._start_gateway(self._config.legacy_port)
         for number, placement in enumerate(placements):
-            self._workers.append(_Worker(self._worker_config(number, placement)))
-            self._start_worker(self._workers[-1])
+            told = worker_config(self._config, self._addresses, number, placement)
+            self._workers.append(Child(f"worker {number}", "worker", told))
+            self._workers[-1].start()
 
     def watch(self) -> int:
         """Watch over the children until the server is to end, and has drained.
@@ -178,62 +184,14 @@ class Supervisor:
                 return exit_codes.OK
             if self._drain_deadline is None:
                 self._check_broker()
-            self._check_workers()
+            self._check_children()
 
     # starting
 
-    def _broker_config(self, num_worker: int) -> BrokerConfig:
-        config = self._config
-        return BrokerConfig(
-            host=config.host,
-            port=config.port,
-            backend=self._addresses.backend,
-            supervisor=self._addresses.supervisor,
-            num_worker=num_worker,
-            limits=SchedulerLimits(
-                max_queue_rows=config.max_queue_rows,
-                max_queue_bytes=config.max_queue_bytes,
-                priority_batch_size=config.priority_batch_size,
-                batch_timeout_s=config.batch_timeout,
-            ),
-            max_request_bytes=config.max_request_bytes,
-            default_view=config.default_view,
-            settings={**asdict(config), "num_worker": num_worker},
-            verbose=config.verbose,
-        )
-
-    def _worker_config(self, number: int, placement: Placement) -> WorkerConfig:
-        config = self._config
-        return WorkerConfig(
-            worker_id=number,
-            backend=self._addresses.backend,
-            replica=ReplicaConfig(
-                model_dir=config.model_dir,
-                dtype="float16" if config.fp16 else config.dtype,
-                device=placement.device,
-                num_threads=placement.num_threads,
-                max_batch_tokens=config.max_batch_tokens,
-                max_seq_len=config.max_seq_len,
-                mask_cls_sep=config.mask_cls_sep,
-                lower_case=False if config.cased_tokenization else None,
-                tuned_model_dir=config.tuned_model_dir,
-                ckpt_name=config.ckpt_name,
-                config_name=config.config_name,
-                num_labels=config.num_labels,
-                no_special_token=config.no_special_token,
-                no_position_embeddings=config.no_position_embeddings,
-                compile=config.compile,
-                gpu_memory_fraction=config.gpu_memory_fraction,
-            ),
-            cores=placement.cores,
-            default_view=config.default_view,
-            max_batch_size=config.max_batch_size,
-            verbose=config.verbose,
-        )
-
-    def _start_worker(self, worker: _Worker) -> None:
-        worker.process = processes.start("worker", worker.config)
-        worker.restart_at, worker.is_ready = None, False
+    def _start_gateway(self, port: int) -> None:
+        told = legacy_config(self._config, self._addresses, port, self._native)
+        self._gateway = Child("the legacy gateway", "gateway.legacy.gateway", told)
+        self._gateway.start()
 
     def _bind(self, address: str) -> None:
         self._control.bind(address)
@@ -259,33 +217,51 @@ class Supervisor:
             self._terminators.append(route)
             self._control.send_multipart([route, *message("terminating", pid=os.getpid())])
             self.stop_signals += 1
+        elif self._gateway is not None and self._is_from(self._gateway, route):
+            self._on_gateway(self._gateway, header)
         elif self._broker_route and route != self._broker_route:
             log.warning("the control socket got a message that only the broker may send")
         elif kind == "bound":
             self._broker_route, self._native = route, header["address"]
-            self._bind(control.port_address(int(self._native.rpartition(":")[2])))
+            self._bind(control.port_address(port_of(self._native)))
         elif kind == "boot_failed":
             self._cause = self._cause or header["cause"]
         elif kind == "worker_ready":
             self._on_worker_ready(header["worker"], header["pid"])
         elif kind == "ready":
-            self._announce()
+            self._workers_are_ready = True
+            self._announce_if_ready()
         elif kind == "worker_stuck":
             self._end_stuck(header["route"])
 
     def _on_worker_ready(self, worker_id: int, pid: int) -> None:
         worker = self._workers[worker_id]
         if worker.process is not None and worker.process.pid == pid:
-            worker.is_ready = True
-            worker.policy.on_healthy(time.monotonic())
+            worker.mark_ready(time.monotonic())
 
-    def _announce(self) -> None:
+    def _is_from(self, gateway: Child[LegacyConfig], route: bytes) -> bool:
+        return gateway.process is not None and route == gateway_route(gateway.process.pid)
+
+    def _on_gateway(self, gateway: Child[LegacyConfig], header: dict[str, Any]) -> None:
+        if header.get("type") == "boot_failed":
+            self._cause = self._cause or header["cause"]
+        elif header.get("type") == "bound":
+            gateway.mark_ready(time.monotonic())
+            self._legacy = header["addresses"]
+            port, port_out = map(port_of, self._legacy)
+            gateway.config = replace(gateway.config, port=port, port_out=port_out)  # for its next
+            self._announce_if_ready()
+
+    def _announce_if_ready(self) -> None:
+        """Say that the server answers, once: when its workers and its gateway do."""
+        gateway_is_ready = self._gateway is None or self._gateway.is_ready
+        if self._is_ready or not (self._workers_are_ready and gateway_is_ready):
+            return
         self._is_ready = True
-        addresses = {"native": self._native, "pid": os.getpid()}
-        if self._config.ready_file is not None:
-            _write_atomically(Path(self._config.ready_file), json.dumps(addresses) + "\n")
-        sys.stderr.write(f"ready native={self._native} pid={os.getpid()}\n")
-        sys.stderr.flush()
+        addresses: dict[str, Any] = {"native": self._native}
+        if self._gateway is not None:
+            addresses["legacy"] = self._legacy
+        ready.announce({**addresses, "pid": os.getpid()}, self._config.ready_file)
 
     def _tell_broker(self, kind: str, **fields: Any) -> None:
         self._control.send_multipart([self._broker_route, *message(kind, **fields)])
@@ -300,34 +276,37 @@ class Supervisor:
         ended = exit_codes.describe(self._broker.returncode)
         raise StartError(self._cause or f"the broker {ended}: the server cannot go on without it")
 
-    def _check_workers(self) -> None:
+    def _check_children(self) -> None:
         now = time.monotonic()
-        for worker in self._workers:
-            if worker.process is not None and worker.process.poll() is not None:
-                self._on_worker_exit(worker, worker.process, now)
-            elif worker.restart_at is not None and now >= worker.restart_at:
-                self._start_worker(worker)
+        children: list[Child[Any]] = [*self._workers]
+        if self._gateway is not None:
+            children.append(self._gateway)
+        for child in children:
+            if child.process is not None and child.process.poll() is not None:
+                self._on_exit(child, child.process, now)
+            elif child.is_due(now):
+                child.start()
 
-    def _on_worker_exit(
-        self, worker: _Worker, process: subprocess.Popen[bytes], now: float
-    ) -> None:
-        number, ended = worker.config.worker_id, exit_codes.describe(process.returncode)
-        self._tell_broker("worker_lost", worker=number, pid=process.pid)
-        worker.process = None
-        if self._drain_deadline is not None and process.returncode == exit_codes.OK:
+    def _on_exit(self, child: Child[Any], process: subprocess.Popen[bytes], now: float) -> None:
+        ended = exit_codes.describe(process.returncode)
+        if child is not self._gateway:
+            self._tell_broker("worker_lost", worker=child.config.worker_id, pid=process.pid)
+        child.process, is_draining = None, self._drain_deadline is not None
+        if is_draining and (process.returncode == exit_codes.OK or child is self._gateway):
             return
-        if not self._is_ready and self._drain_deadline is None:
+        if not self._is_ready and not is_draining:
             self._await_cause()
-            raise StartError(f"worker {number} cannot start: {self._cause or ended}")
-        delay_s = worker.policy.on_exit(now, random.random())  # noqa: S311  # jitter, not a secret
-        worker.restart_at = now + delay_s
-        log.error("worker %d %s: starting another in %.1f s", number, ended, delay_s)
+            raise StartError(f"{child.name} cannot start: {self._cause or ended}")
+        delay_s = child.restart_later(now, random.random())  # noqa: S311  # jitter, not a secret
+        why = ended if self._cause is None else f"{ended} ({self._cause})"
+        self._cause = None
+        log.error("%s %s: starting another in %.1f s", child.name, why, delay_s)
 
     def _end_stuck(self, route: str) -> None:
         pid = int(route.rpartition("-")[2])
         for worker in self._workers:
             if worker.process is not None and worker.process.pid == pid:
-                log.error("worker %d is stuck: ending it", worker.config.worker_id)
+                log.error("%s is stuck: ending it", worker.name)
                 worker.process.kill()
 
     def _await_cause(self) -> None:
@@ -340,20 +319,46 @@ class Supervisor:
     def _drain(self) -> None:
         log.info("stopping: working off what was accepted")
         self._drain_deadline = time.monotonic() + self._config.drain_timeout
-        if self._is_ready:
-            self._tell_broker("drain")
-        else:
+        if not self._is_ready:
             self._drain_deadline = 0.0  # nothing can have been computed: end at once
+        if self._gateway is not None:
+            self._gateway.restart_at = None
+            self._tell_gateway("drain")
 
     def _has_drained(self) -> bool:
+        """Return whether all has been worked off, or time is up: the gateway's calls first.
+
+        They go on as requests of a client's that the draining broker would refuse.
+        """
         assert self._broker is not None and self._drain_deadline is not None
         if self._broker.poll() is not None:
             return True
-        if time.monotonic() < self._drain_deadline:
-            return False
-        if self._is_ready:
-            log.warning("not everything could be worked off in time: ending all the same")
-        return True
+        if time.monotonic() >= self._drain_deadline:
+            if self._is_ready:
+                log.warning("not everything could be worked off in time: ending all the same")
+            return True
+        if not self._broker_drains and not self._gateway_answers:
+            self._broker_drains = True
+            self._tell_broker("drain")
+        return False
+
+    @property
+    def _gateway_answers(self) -> bool:
+        return self._gateway is not None and self._gateway.is_alive and self._gateway.is_ready
+
+    def _tell_gateway(self, kind: str) -> None:
+        if self._gateway is not None and self._gateway.process is not None:
+            route = gateway_route(self._gateway.process.pid)
+            self._control.send_multipart([route, *message(kind)])
+
+    def _stop_gateway(self) -> None:
+        """Have the gateway answer what is open: with what the broker said last, or an error."""
+        if not self._gateway_answers:
+            return
+        assert self._gateway is not None and self._gateway.process is not None
+        self._tell_gateway("stop")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._gateway.process.wait(STOP_TIMEOUT_S)
 
     def _stop_broker(self) -> None:
         """Have a broker that still has open requests answer them all: there is no more time."""
@@ -366,9 +371,11 @@ class Supervisor:
     def _end_children(self) -> None:
         """End every child: one that a draining broker has told may take its time."""
         children = [worker.process for worker in self._workers] + [self._broker]
+        children += [self._gateway.process] if self._gateway is not None else []
         alive = [child for child in children if child is not None and child.poll() is None]
         has_drained = self._broker is not None and self._broker.poll() == exit_codes.OK
         self._stop_broker()
+        self._stop_gateway()
         deadline = time.monotonic() + (END_TIMEOUT_S if has_drained else 0.0)
         for child in alive:
             try:
@@ -377,20 +384,3 @@ class Supervisor:
                 child.kill()
         for child in alive:
             child.wait()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees all of it or none."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise StartError(f"-ready_file {path} cannot be written: {error.strerror}") from None
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StartError(f"-ready_file {path} cannot be written: {error.strerror}") from None

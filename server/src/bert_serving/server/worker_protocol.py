@@ -1,4 +1,4 @@
-"""Messages between the broker and its workers, and between the supervisor and the broker.
+"""Messages between our own processes: the broker and its workers, the supervisor and the others.
 
 Both ends come from the same installation, so the format is ours to change; frames are
 made by the client package's codec all the same. A batch is one message: a header, then
@@ -7,7 +7,9 @@ every request's frames in a row; its answers come back the same way.
     worker to broker      starting, ready, answers, boot_failed
     broker to worker      batch, stop
     broker to supervisor  bound, ready, worker_stuck, boot_failed, drained
-    supervisor to broker  worker_lost, drain
+    supervisor to broker  worker_lost, drain, stop
+    gateway to supervisor bound, boot_failed
+    supervisor to gateway drain, stop
     terminate command     terminate; answered by terminating, then terminated
 """
 
@@ -31,6 +33,11 @@ def message(kind: str, **fields: Any) -> list[Any]:
 def worker_route(worker_id: int, pid: int) -> bytes:
     """Return the ZeroMQ routing id of one life of a worker; its next life has another."""
     return b"worker-%d-%d" % (worker_id, pid)
+
+
+def gateway_route(pid: int) -> bytes:
+    """Return the ZeroMQ routing id of one life of a gateway."""
+    return b"gateway-%d" % pid
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Gateways: other protocols, each a process of its own and an ordinary client of the broker."""

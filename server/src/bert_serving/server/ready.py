@@ -1,0 +1,49 @@
+"""Saying where a server answers: the ready line, and the file of `-ready_file`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class ReadyFileError(Exception):
+    """The file cannot be written; the message names it and says why."""
+
+
+def announce(addresses: dict[str, Any], file: str | None) -> None:
+    """Write the addresses to the file, and a line of them to standard error."""
+    if file is not None:
+        _write_atomically(Path(file), json.dumps(addresses) + "\n")
+    words = " ".join(f"{name}={_word(value)}" for name, value in addresses.items())
+    sys.stderr.write(f"ready {words}\n")
+    sys.stderr.flush()
+
+
+def remove_stale(file: str | None) -> None:
+    """Remove what an earlier server wrote, so that it is not taken for this one's."""
+    if file is not None:
+        try:
+            Path(file).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(Path(file), error) from None
+
+
+def _word(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file so that whoever reads it sees all of it or none."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> ReadyFileError:
+    return ReadyFileError(f"-ready_file {path} cannot be written: {error.strerror}")

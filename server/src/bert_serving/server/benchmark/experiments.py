@@ -1,0 +1,210 @@
+"""Which experiments follow from which options. Pure: no process, no socket, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bert_serving.server.config import ServerConfig
+
+WARM_UP_REPEATS = 2
+"""Connecting, and a server's first batches, are no measure of what follows."""
+
+PORTS = ("port", "legacy_port", "legacy_port_out", "http_port")
+NOT_OURS = (*PORTS, "port_out", "ready_file")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """Something that an experiment varies.
+
+    Attributes:
+        name: of the option that it varies; `-test_NAME` has its values.
+        values: the default ones; None stands for each layer of the model.
+        least, most: what a value may be.
+        is_servers: whether each value needs a server of its own.
+        meaning: what it is, for the help.
+
+    """
+
+    name: str
+    values: tuple[int, ...] | None
+    least: int
+    most: int
+    is_servers: bool
+    meaning: str
+
+
+# those that one server can serve come first, so that they all share it
+VARIABLES = (
+    Variable("client_batch_size", (1, 16, 256, 4096), 1, 1_000_000, False, "sentences a call"),
+    Variable("num_client", (1, 4, 16, 64), 1, 1024, False, "clients at once"),
+    Variable("pooling_layer", None, -256, 256, False, "hidden layer asked for"),
+    Variable("max_batch_size", (8, 32, 128, 512), 1, 1_000_000, True, "rows a worker takes"),
+    Variable(
+        "max_seq_len", (32, 64, 128, 256), 4, 1_000_000, True, "tokens a row, words a sentence"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What clients do at the same time.
+
+    Attributes:
+        num_client: how many there are.
+        client_batch_size: sentences that each encodes a call.
+        num_repeat: calls that each makes, one after the other.
+        sentence_words: words of every sentence; None mixes lengths as real text does.
+        pooling_layer: the layer that they ask for; None is the server's own view.
+
+    """
+
+    num_client: int = 1
+    client_batch_size: int = 4096
+    num_repeat: int = 10
+    sentence_words: int | None = None
+    pooling_layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value of an experiment: the server's options, and the load on it."""
+
+    value: int
+    server_options: Mapping[str, Any]
+    load: Load
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One variable and the values it takes; None is each layer of the model."""
+
+    variable: Variable
+    values: tuple[int, ...] | None
+
+    @property
+    def name(self) -> str:
+        """The variable's name."""
+        return self.variable.name
+
+    def steps(self, server_options: Mapping[str, Any], load: Load, num_layers: int) -> list[Step]:
+        """Return a step for each value, with all else as it is given."""
+        values = self.values or tuple(range(-1, -num_layers - 1, -1))
+        return [self._step(value, server_options, load) for value in values]
+
+    def constants(self, load: Load) -> str:
+        """Return in words what the loads of all values have in common."""
+        length = f"{load.sentence_words} words" if load.sentence_words else "mixed lengths"
+        if self.name == "max_seq_len":
+            length = "as many words"
+        words = {
+            "num_client": "1 client" if load.num_client == 1 else f"{load.num_client} clients",
+            "client_batch_size": f"{load.client_batch_size} sentences a call",
+            "num_repeat": f"{load.num_repeat} calls each",
+            "sentence_words": f"sentences of {length}",
+        }
+        return ", ".join(text for name, text in words.items() if name != self.name)
+
+    def first_options(self, server_options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options of the server for the first value."""
+        if self.values is None:
+            return server_options
+        return self._step(self.values[0], server_options, Load()).server_options
+
+    def _step(self, value: int, server_options: Mapping[str, Any], load: Load) -> Step:
+        if self.variable.is_servers:
+            server_options = {**server_options, self.name: value}
+        if self.name == "max_seq_len":
+            load = replace(load, sentence_words=value)
+        elif not self.variable.is_servers:
+            load = replace(load, **{self.name: value})
+        return Step(value, server_options, load)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """What `bert-serving-benchmark` was told.
+
+    Attributes:
+        experiments: those to run.
+        server_options: what stands on the command line of the servers under test.
+        load: what is common to all experiments.
+        wait_till_ready_s: how long a server may take to start.
+        words: to make sentences of; none for built-in ones.
+        client_vocab_file: where they are from.
+        environment: the settings that the servers find in the environment, for the report.
+        output: the folder for what is found.
+        plots: whether pictures are drawn.
+
+    """
+
+    experiments: tuple[Experiment, ...]
+    server_options: Mapping[str, Any]
+    load: Load
+    wait_till_ready_s: float
+    words: tuple[str, ...]
+    client_vocab_file: Path | None
+    environment: Mapping[str, str]
+    output: Path
+    plots: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what of it belongs into a report."""
+        return {
+            "experiments": {entry.name: entry.values for entry in self.experiments},
+            "server": " ".join(command_line(self.server_options)),
+            "load": asdict(self.load),
+            "client_vocab_file": str(self.client_vocab_file) if self.client_vocab_file else None,
+        }
+
+
+def chosen_experiments(given: Mapping[str, list[int] | None]) -> tuple[Experiment, ...]:
+    """Return the experiments that have values.
+
+    Args:
+        given: for each variable the values given; None for its default, none leaves it out.
+
+    """
+    experiments = []
+    for variable in VARIABLES:
+        values = given.get(variable.name)
+        if values is None:
+            experiments.append(Experiment(variable, variable.values))
+        elif values:
+            experiments.append(Experiment(variable, tuple(dict.fromkeys(values))))
+    return tuple(experiments)
+
+
+def options_under_test(given: Mapping[str, Any], config: ServerConfig) -> dict[str, Any]:
+    """Return the options for the servers under test: those given, but any free ports.
+
+    Only what was given, not all of `config`: environment and file reach the server by
+    themselves, as they reach one that is started by hand.
+    """
+    options = {name: value for name, value in given.items() if name not in NOT_OURS}
+    options.update({name: 0 for name in PORTS if getattr(config, name) is not None})
+    if config.legacy_port is not None:
+        options["legacy_port_out"] = 0
+    return options
+
+
+def unused_options(given: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options given that servers under test do not get."""
+    return [name for name in NOT_OURS if name in given]
+
+
+def command_line(options: Mapping[str, Any]) -> list[str]:
+    """Return options as they are typed for `bert-serving-start`."""
+    words: list[str] = []
+    for name, value in options.items():
+        words.append(f"-{name}")
+        if isinstance(value, list | tuple):
+            words.extend(map(str, value))
+        elif value is None:
+            words.append("NONE")
+        elif value is not True:
+            words.append(str(value))
+    return words

@@ -1,0 +1,80 @@
+"""How fast this machine multiplies matrices: the limit that no model on it can pass.
+
+A process of its own, for whoever must not load torch: prints the rate, or the reason why
+there is none, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from .device import choose_device
+from .kernels_cpu import PackedLinear, has_packed_linear
+from .replica import ModelLoadError
+
+# tokens, inputs, outputs: as in BERT-base's widest layer, in cache; and what many cores need
+_CPU_SHAPES = ((1024, 768, 3072), (4096, 1024, 4096))
+_GPU_SHAPES = ((8192, 8192, 8192),)
+
+_LIMIT_S = 1.0  # a shape
+_LEAST_ROUNDS = 3
+
+
+def matrix_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the rate of the best matrix product found, in GFLOP/s, all cores at work."""
+    shapes = _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES
+    return max(_gflops(shape, dtype, device) for shape in shapes)
+
+
+def _gflops(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
+    rows, width, outputs = shape
+    x = torch.randn(rows, width, device=device).to(dtype)
+    weight = torch.randn(outputs, width, device=device).to(dtype)
+    if device.type == "cpu" and has_packed_linear():
+        linear = PackedLinear(weight, torch.zeros(outputs, dtype=dtype))
+        seconds = _best_seconds(lambda: linear(x), lambda: None)
+    else:
+        seconds = _best_seconds(lambda: x @ weight.T, lambda: _wait_for(device))
+    return 2.0 * rows * width * outputs / seconds / 1e9
+
+
+def _best_seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
+    best = float("inf")
+    deadline = time.perf_counter() + _LIMIT_S
+    rounds = 0
+    while rounds < _LEAST_ROUNDS or time.perf_counter() < deadline:
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - started)
+        rounds += 1
+    return best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Measure in the type and on the device that the arguments name, and print the rate."""
+    dtype, device_name = sys.argv[1:]
+    try:
+        device = choose_device(device_name)
+        answer = {
+            "gflops": matrix_gflops(getattr(torch, dtype), device),
+            "name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        }
+    except (ModelLoadError, RuntimeError) as error:  # torch's, such as no memory left on a GPU
+        answer = {"error": " ".join(str(error).split())[:300]}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

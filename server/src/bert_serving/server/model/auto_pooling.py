@@ -7,6 +7,7 @@ token, so what `-mask_cls_sep` says counts for nothing here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ class Residual:
 
 
 def _mean_sqrt_length(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
-    return rows.sum(1) / rows.shape[1] ** 0.5
+    return rows.sum(1) / math.sqrt(rows.shape[1])
 
 
 def _weighted_mean(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:

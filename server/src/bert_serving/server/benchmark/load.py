@@ -30,6 +30,7 @@ from bert_serving.server import exit_codes
 
 from .clients import GO, READY, ClientsConfig
 from .experiments import Load
+from .machine import num_cores
 from .measurement import Call
 
 MAX_PROCESSES = 16
@@ -90,13 +91,6 @@ def spread(num_client: int, cores: int) -> list[list[int]]:
     """Return the clients of each process."""
     num_processes = min(num_client, cores, MAX_PROCESSES)
     return [list(range(first, num_client, num_processes)) for first in range(num_processes)]
-
-
-def num_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

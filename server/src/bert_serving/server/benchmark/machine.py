@@ -15,8 +15,6 @@ from pathlib import Path
 
 from bert_serving.server import exit_codes
 
-from .load import num_cores
-
 PACKAGES = (
     *("bert-serving-server", "bert-serving-client"),
     *("torch", "transformers", "tokenizers", "numpy", "pyzmq"),
@@ -69,6 +67,13 @@ class MatrixProduct:
         if self.gflops is None:
             return f"best matrix product not measured: {self.reason}"
         return f"best matrix product {self.gflops:,.0f} GFLOP/s"
+
+
+def num_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What calls amount to: rates, latencies, errors. Pure.
 
-A rate is counted while all clients are at work, in as many slices of time as there are
-repeats; each call's rows are spread evenly over its duration. The sum over clients of
+A rate is counted while all clients are at work, in as many slices of time as repeats are
+measured; each call's rows are spread evenly over its duration. The sum over clients of
 rows over duration, which comes to mind first, was up to three times too high: clients
 that are not in step are each fastest while others rest.
 """
@@ -17,9 +17,6 @@ import numpy as np
 from bert_serving.client.view import HEADS, View
 
 from .experiments import WARM_UP_REPEATS
-
-# a shorter time with all clients at work says less than the whole time
-_STEADY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -181,9 +178,8 @@ def _slices(measured: Sequence[Call]) -> list[float]:
     starts = [min(call.start_s for call in own) for own in by_client.values()]
     ends = [max(call.end_s for call in own) for own in by_client.values()]
     start, end = max(starts), min(ends)
-    whole = max(ends) - min(starts)
-    if end - start < _STEADY_SHARE * whole:
-        start, end = min(starts), max(ends)
+    if end - start < max(call.end_s - call.start_s for call in measured):
+        start, end = min(starts), max(ends)  # too short to say anything: the whole time, then
     num_slices = max(call.repeat for call in measured) + 1 - WARM_UP_REPEATS
     return [float(edge) for edge in np.linspace(start, end, num_slices + 1)]
 

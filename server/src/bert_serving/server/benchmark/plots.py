@@ -53,15 +53,20 @@ def draw(result: ExperimentResult, path: Path) -> None:
 def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
     values = [m.value for m in measurements]
     rates = [m.rows_per_s.middle for m in measurements]
-    least = [m.rows_per_s.least for m in measurements]
-    most = [m.rows_per_s.most for m in measurements]
-    axes.plot(values, rates, "o-", color=THROUGHPUT, label="all clients, median")
-    axes.fill_between(values, least, most, color=THROUGHPUT, alpha=0.15, label="min to max")
+    below = [m.rows_per_s.middle - m.rows_per_s.least for m in measurements]
+    above = [m.rows_per_s.most - m.rows_per_s.middle for m in measurements]
+    axes.errorbar(
+        *(values, rates, (below, above)),
+        fmt="o-",
+        color=THROUGHPUT,
+        capsize=4,
+        elinewidth=1,
+        label="all clients: median, min to max",
+    )
     failed = [m for m in measurements if m.errors]
     if failed:
         axes.plot(
-            *([m.value for m in failed], [m.rows_per_s.middle for m in failed]),
-            *("x",),
+            *([m.value for m in failed], [m.rows_per_s.middle for m in failed], "x"),
             color=ERRORS,
             markersize=11,
             markeredgewidth=2,
@@ -71,13 +76,13 @@ def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
         axes.annotate(
             f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
             *((value, rate),),
-            xytext=(0, 8),
+            xytext=(7, 7),
             textcoords="offset points",
-            ha="center",
             fontsize=8,
         )
     axes.set_ylabel("sentences/s")
-    axes.set_ylim(0, max([*most, 1e-9]) * 1.25)
+    axes.set_ylim(0, max(m.rows_per_s.most for m in measurements) * 1.25 or 1)
+    axes.margins(x=0.08)
     _finish(axes)
 
 

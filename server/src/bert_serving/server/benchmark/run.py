@@ -73,9 +73,9 @@ def _signals() -> Iterator[Callable[[], None]]:
         if received:
             raise Interrupted(received[0])
 
-    # one that is ignored stays so: that is how nohup works
-    heeded = [number for number in END_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    old = {number: signal.signal(number, note) for number in heeded}
+    old = {number: signal.signal(number, note) for number in END_SIGNALS}
+    if old[signal.SIGHUP] == signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield check
     finally:

@@ -147,6 +147,12 @@ def test_ray_is_imported_only_by_the_cluster_and_nobody_imports_that() -> None:
             assert not [name for name in names if is_in(name, cluster)], module
 
 
+def test_tensorflow_is_imported_only_where_a_process_of_its_own_reads_with_it() -> None:
+    users = {module for module in imports() if "tensorflow" in top_levels(module)}
+    assert users == {f"{SERVER}.model.tensorflow_reader"}
+    assert "torch" not in top_levels(f"{SERVER}.model.tensorflow_reader")
+
+
 def test_web_packages_are_imported_only_by_the_http_gateway() -> None:
     for module in imports():
         if not is_in(module, f"{SERVER}.gateway.http"):

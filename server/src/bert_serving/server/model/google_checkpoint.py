@@ -92,7 +92,9 @@ class GoogleCheckpoint:
                 weights = folder / SAFETENSORS
                 read_variables(self.prefix, _variables(config), weights)
                 weights.chmod((folder / VOCAB_NAME).stat().st_mode)  # safetensors: for its owner
-                _write_json(folder / "config.json", {**config, **_head_config(weights)})
+                _write_json(
+                    folder / "config.json", {**config, **_head_config(weights, self.prefix)}
+                )
                 tokenizer = {
                     "tokenizer_class": "BertTokenizer",
                     "do_lower_case": lower_case,
@@ -215,13 +217,18 @@ def _target(name: str) -> str:
     return ".".join(["bert", *(part.replace("layer_", "layer.") for part in parents), last])
 
 
-def _head_config(weights: Path) -> dict[str, Any]:
-    """Return the fields of a `config.json` that say which heads a file of weights has."""
+def _head_config(weights: Path, prefix: Path) -> dict[str, Any]:
+    """Return the fields of a `config.json` that say which head a checkpoint's weights have."""
     with safe_open(weights, framework="np") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    if "classifier.weight" not in shapes:
+        rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+    num_labels, biases = rows.get("classifier.weight", 0), rows.get("classifier.bias", 0)
+    if num_labels != biases:
+        raise ModelLoadError(
+            f"{prefix}: output_weights are of {num_labels} labels, output_bias of {biases}"
+        )
+    if not num_labels:
         return {"architectures": ["BertModel"]}
-    labels = {number: f"LABEL_{number}" for number in range(shapes["classifier.weight"][0])}
+    labels = {number: f"LABEL_{number}" for number in range(num_labels)}
     return {
         "architectures": ["BertForSequenceClassification"],
         "id2label": labels,

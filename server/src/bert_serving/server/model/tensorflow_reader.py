@@ -139,7 +139,7 @@ def _read(prefix: str, variables: Sequence[Variable]) -> dict[str, npt.NDArray[n
                 continue
             _check(variable, shapes)
             read[variable.target] = _plain_array(reader.get_tensor(variable.name), variable)
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+    except (tf.errors.OpError, RuntimeError, ValueError, LookupError) as error:
         raise ModelLoadError(f"cannot be read: {_one_line(error)}") from None
     return read
 

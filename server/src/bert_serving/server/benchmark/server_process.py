@@ -82,8 +82,10 @@ class ServerProcess:
         """Raise ServerFailed if it has ended."""
         assert self._process is not None
         status = self._process.poll()
-        if status is not None:
-            raise ServerFailed(self._last_words() or f"the server {exit_codes.describe(status)}")
+        if status is None:
+            return
+        said = self._last_words() if status > 0 else ""  # what was killed could not say why
+        raise ServerFailed(said or f"the server {exit_codes.describe(status)}")
 
     def stop(self, *, at_once: bool) -> None:
         """End it and all its processes; a second call does nothing.

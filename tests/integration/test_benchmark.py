@@ -1,0 +1,312 @@
+"""`bert-serving-benchmark` on real servers of the fake model: what it finds, and leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import COMMANDS, MARK, SECOND, command_line, eventually, marked_processes
+
+from bert_serving.server import exit_codes
+from bert_serving.server.benchmark import plots
+from bert_serving.server.benchmark.measurement import Call, Measurement, failure, measure
+from bert_serving.server.benchmark.report import ExperimentResult
+
+REPEATS, BATCH = 4, 8
+EXPERIMENTS = {
+    "client_batch_size": [1, 16],
+    "num_client": [1, 5],
+    "pooling_layer": [-1, -2],
+    "max_batch_size": [4, 32],
+    "max_seq_len": [16, 32],
+}
+TINY = (
+    *("-num_repeat", str(REPEATS)),
+    *("-client_batch_size", str(BATCH)),
+    *(f"-test_{name}" for name in EXPERIMENTS),
+)
+"""Small, and without experiments: a test adds its own."""
+
+PNG = b"\x89PNG\r\n"
+
+
+class BenchmarkProcess:
+    """The command with options, until it ends."""
+
+    def __init__(self, folder: Path, *options: str, program: tuple[str, ...] = ()) -> None:
+        self.mark = uuid.uuid4().hex[:8]
+        self.output = folder / self.mark
+        self.log_file = folder / f"{self.mark}.log"
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(program or (COMMANDS / "bert-serving-benchmark",)),
+                    *options,
+                    *("-output", self.output),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, MARK: self.mark},
+            )
+
+    @property
+    def said(self) -> str:
+        """What it has written."""
+        return self.log_file.read_text("utf-8")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What results.json has."""
+        values: dict[str, Any] = json.loads((self.output / "results.json").read_text())
+        return values
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status."""
+        return self.process.wait(60 * SECOND)
+
+    def left(self) -> list[str]:
+        """Return the command lines of those of its processes that live."""
+        return [command_line(pid) for pid in marked_processes(self.mark)]
+
+    def processes(self, role: str) -> list[int]:
+        """Return its live processes with this in their command line."""
+        return [pid for pid in marked_processes(self.mark) if role in command_line(pid)]
+
+    def kill_all(self) -> None:
+        """Kill whatever is left of it."""
+        for pid in marked_processes(self.mark):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def whole_run(run_folder: Path) -> Iterator[BenchmarkProcess]:
+    """All five experiments, with small values."""
+    values = [
+        word for name, given in EXPERIMENTS.items() for word in (f"-test_{name}", *map(str, given))
+    ]
+    options = ("-model_dir", "fake:64", *TINY[:4], *values, "-port", "5555")
+    benchmark = BenchmarkProcess(run_folder, *options)
+    try:
+        benchmark.wait()
+        yield benchmark
+    finally:
+        benchmark.kill_all()
+
+
+@pytest.fixture
+def start(run_folder: Path) -> Iterator[Any]:
+    """Start benchmarks that are killed after the test."""
+    started: list[BenchmarkProcess] = []
+
+    def start_one(*options: str, **settings: Any) -> BenchmarkProcess:
+        started.append(BenchmarkProcess(run_folder, *options, **settings))
+        return started[-1]
+
+    yield start_one
+    for benchmark in started:
+        benchmark.kill_all()
+
+
+def rows_expected(name: str, value: int) -> int:
+    rows = REPEATS * (value if name == "client_batch_size" else BATCH)
+    return rows * (value if name == "num_client" else 1)
+
+
+# a whole run
+
+
+def test_all_experiments_run_and_nothing_is_left(whole_run: BenchmarkProcess) -> None:
+    assert whole_run.process.returncode == exit_codes.OK, whole_run.said
+    assert not whole_run.left()
+    names = [experiment["name"] for experiment in whole_run.results["experiments"]]
+    assert names == list(EXPERIMENTS)
+    assert whole_run.results["ended"] == ""
+
+
+def test_every_value_answers_all_rows_of_all_clients(whole_run: BenchmarkProcess) -> None:
+    for experiment in whole_run.results["experiments"]:
+        name = experiment["name"]
+        assert [m["value"] for m in experiment["measurements"]] == EXPERIMENTS[name]
+        for measurement in experiment["measurements"]:
+            assert measurement["errors"] == {}
+            assert measurement["rows"] == rows_expected(name, measurement["value"])
+            calls = measurement["calls"]
+            assert measurement["rows"] == sum(call["rows"] for call in calls)
+            clients = measurement["value"] if name == "num_client" else 1
+            assert len(calls) == clients * REPEATS
+            assert all(call["end_s"] > call["start_s"] for call in calls)
+            assert measurement["rows_per_s"]["middle"] > 0
+            latency = measurement["latency_ms"]
+            assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+
+
+def test_sentences_are_as_long_as_the_experiment_says(whole_run: BenchmarkProcess) -> None:
+    experiment = whole_run.results["experiments"][-1]
+    for measurement in experiment["measurements"]:
+        # as many words, and two special tokens: each row is cut, to exactly the maximum
+        assert measurement["truncated"] == measurement["rows"]
+        tokens = sum(call["tokens"] for call in measurement["calls"])
+        assert tokens == measurement["rows"] * measurement["value"]
+
+
+def test_clients_are_served_by_one_server_and_its_options_by_one_each(
+    whole_run: BenchmarkProcess,
+) -> None:
+    log = (whole_run.output / "server.log").read_text("utf-8")
+    started = [line for line in log.splitlines() if line.startswith("# bert-serving-start")]
+    assert started == [
+        f"# bert-serving-start -model_dir fake:64 -port 0{options}"
+        for options in (
+            *("", " -max_batch_size 4", " -max_batch_size 32"),
+            *(" -max_seq_len 16", " -max_seq_len 32"),
+        )
+    ]
+
+
+def test_tables_are_shown_and_written_alike(whole_run: BenchmarkProcess) -> None:
+    report = (whole_run.output / "results.md").read_text("utf-8")
+    for experiment in whole_run.results["experiments"]:
+        assert f"\n{experiment['name']}: " in whole_run.said
+        assert f"\n## {experiment['name']}\n" in report
+        for measurement in experiment["measurements"]:
+            cells = [f"{measurement['value']}", f"{measurement['rows']:,}"]
+            rows = [line.strip("| ").split(" | ") for line in report.splitlines()]
+            assert any(row[0] == cells[0] and cells[1] in row for row in rows)
+    assert "not used: -port" in whole_run.said
+    assert "1 worker" in report and "cores" in report
+
+
+def test_each_experiment_has_a_picture(whole_run: BenchmarkProcess) -> None:
+    for name in EXPERIMENTS:
+        assert (whole_run.output / f"{name}.png").read_bytes().startswith(PNG)
+
+
+# failures
+
+
+def test_a_server_that_cannot_start_ends_it_with_the_cause(start: Any) -> None:
+    benchmark = start("-model_dir", "fake:64?boot=fail", *TINY, "-test_num_client", "1")
+    assert benchmark.wait() == exit_codes.BOOT_FAILED
+    last = benchmark.said.strip().splitlines()[-1]
+    assert last.startswith("bert-serving-benchmark: worker 0 cannot start")
+    assert "told to fail" in last
+    assert "Traceback" not in benchmark.said
+    assert not benchmark.left()
+
+
+def test_a_server_that_is_not_ready_in_time_is_ended(start: Any) -> None:
+    options = ("-model_dir", "fake:64?boot_s=600", *TINY, "-wait_till_ready", "1")
+    benchmark = start(*options, "-test_num_client", "1")
+    assert benchmark.wait() == exit_codes.BOOT_FAILED
+    assert "not ready within 1 s" in benchmark.said and "-wait_till_ready" in benchmark.said
+    assert not benchmark.left()
+
+
+def test_calls_that_fail_are_told_by_type_and_make_it_fail(start: Any) -> None:
+    benchmark = start("-model_dir", "fake:64", *TINY, "-test_pooling_layer", "-1", "-40")
+    assert benchmark.wait() == exit_codes.FAILED
+    good, bad = benchmark.results["experiments"][0]["measurements"]
+    assert good["errors"] == {} and good["rows"] == REPEATS * BATCH
+    assert bad["errors"] == {"InvalidRequest": REPEATS} and bad["rows"] == 0
+    assert f"{REPEATS} InvalidRequest" in benchmark.said
+    assert "layer" in bad["messages"]["InvalidRequest"]
+
+
+def test_a_server_that_dies_costs_the_value_at_hand_only(start: Any) -> None:
+    slow = "fake:64?row_us=1000"
+    benchmark = start("-model_dir", slow, *TINY, "-test_client_batch_size", "5000", "1")
+    eventually(lambda: benchmark.processes("benchmark.clients"), 30 * SECOND)
+    (server,) = benchmark.processes("cli.start")
+    os.kill(server, signal.SIGKILL)
+    assert benchmark.wait() == exit_codes.FAILED
+    lost, good = benchmark.results["experiments"][0]["measurements"]
+    assert lost["errors"] == {"ServerFailed": 1} and lost["rows"] == 0
+    assert "SIGKILL" in benchmark.said
+    assert good["errors"] == {} and good["rows"] == REPEATS
+    eventually(lambda: not benchmark.left(), 10 * SECOND)
+
+
+# interruption
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_and_keeps_what_there_is(
+    start: Any, number: signal.Signals
+) -> None:
+    slow = "fake:64?row_us=1000"
+    benchmark = start("-model_dir", slow, *TINY, "-test_client_batch_size", "1", "20000")
+    eventually(lambda: (benchmark.output / "results.json").exists(), 30 * SECOND)
+    eventually(lambda: benchmark.processes("benchmark.clients"), 30 * SECOND)
+    benchmark.process.send_signal(number)
+    assert benchmark.wait() == 128 + number
+    assert not benchmark.left()
+    assert benchmark.results["ended"] == f"ended by {number.name}"
+    (measurement,) = benchmark.results["experiments"][0]["measurements"]
+    assert measurement["rows"] == REPEATS
+    assert "ended by" in (benchmark.output / "results.md").read_text("utf-8")
+    assert "Traceback" not in benchmark.said
+
+
+def test_a_signal_while_a_server_starts_ends_that_too(start: Any) -> None:
+    benchmark = start("-model_dir", "fake:64?boot_s=600", *TINY, "-test_num_client", "1")
+    eventually(lambda: benchmark.processes("server.worker"), 30 * SECOND)
+    benchmark.process.send_signal(signal.SIGINT)
+    assert benchmark.wait() == 128 + signal.SIGINT
+    assert not benchmark.left()
+
+
+def test_clients_end_with_a_benchmark_that_is_killed(start: Any) -> None:
+    slow = "fake:64?row_us=1000"
+    benchmark = start("-model_dir", slow, *TINY, "-test_client_batch_size", "20000")
+    eventually(lambda: benchmark.processes("benchmark.clients"), 30 * SECOND)
+    benchmark.process.kill()
+    eventually(lambda: not benchmark.processes("benchmark.clients"), 10 * SECOND)
+
+
+# pictures
+
+
+def test_without_matplotlib_there_are_tables_and_a_hint(start: Any) -> None:
+    script = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from bert_serving.server.cli.benchmark import main\n"
+        "sys.exit(main())"
+    )
+    options = ("-model_dir", "fake:64", *TINY, "-test_num_client", "1")
+    benchmark = start(*options, program=(sys.executable, "-c", script))
+    assert benchmark.wait() == exit_codes.OK
+    assert "pip install 'bert-serving-server[benchmark]'" in benchmark.said
+    assert benchmark.results["experiments"][0]["picture"] is None
+    assert not list(benchmark.output.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_picture_can_be_drawn_of_whatever_was_found(name: str, tmp_path: Path) -> None:
+    calls = [Call(0, repeat, repeat, repeat + 1.0, 10, 40, 160) for repeat in range(REPEATS)]
+    good, bad = measure(EXPERIMENTS[name][0], calls, None), failure(4096, RuntimeError("none"))
+    cases: list[list[Measurement]] = [[good], [bad], [bad, good]]
+    for number, measurements in enumerate(cases):
+        result = ExperimentResult(
+            name=name,
+            load="a load",
+            model={
+                "name": "m", "architecture": "bert", "num_layers": 6, "hidden_size": 384,
+                "dtype": "float32", "device": "cpu",
+            },
+            workers=1,
+            settings={},
+            matrix_product=None,
+            measurements=measurements,
+        )  # fmt: skip
+        path = tmp_path / f"{number}.png"
+        plots.draw(result, path)
+        assert path.read_bytes().startswith(PNG)

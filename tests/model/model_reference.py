@@ -41,27 +41,27 @@ class Reference:
             and getattr(model.config, "type_vocab_size", 0) > 0
         )
 
-    @torch.inference_mode()
     def hidden_states(self, rows):
         """Return for each row the float32 array [layers + 1, tokens, hidden]."""
-        every = []
-        for row in rows:
-            texts = row if isinstance(row, tuple) else (row,)
-            inputs = self.tokenizer(
-                *texts,
-                return_tensors="pt",
-                truncation=True,
-                max_length=self.max_length,
-                return_token_type_ids=self.has_segments,
-            )
-            every.append(self.states_of(**inputs))
-        return every
+        return [torch.cat(self.output_of(row).hidden_states).numpy() for row in rows]
+
+    @torch.inference_mode()
+    def output_of(self, row):
+        """Return transformers' output of a text or a pair."""
+        texts = row if isinstance(row, tuple) else (row,)
+        inputs = self.tokenizer(
+            *texts,
+            return_tensors="pt",
+            truncation=True,
+            max_length=self.max_length,
+            return_token_type_ids=self.has_segments,
+        )
+        return self.model(**inputs, output_hidden_states=True)
 
     @torch.inference_mode()
     def states_of(self, **inputs):
         """Return the hidden states of one row's input tensors."""
-        states = self.model(**inputs, output_hidden_states=True).hidden_states
-        return torch.cat(states).numpy()
+        return torch.cat(self.model(**inputs, output_hidden_states=True).hidden_states).numpy()
 
 
 def edit_json(path, **changes):

@@ -103,9 +103,9 @@ def test_cuda_without_cuda_is_refused():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"model_type": "gpt2"}, "model_type='gpt2' cannot be served: expected bert"),
-        ({"model_type": None}, "model_type=None"),
-        ({"hidden_act": "mish"}, "hidden_act='mish': expected one of gelu"),
+        ({"model_type": "gpt2"}, "model_type='gpt2' is a decoder"),
+        ({"model_type": None}, "model_type=None cannot be served: expected bert"),
+        ({"hidden_act": "magic"}, "model_type='bert': .*magic"),
         ({"position_embedding_type": "relative_key"}, "expected absolute"),
         ({"is_decoder": True}, "expected an encoder"),
         ({"hidden_size": "32"}, "hidden_size='32': expected an int"),

@@ -6,7 +6,7 @@ them. It knows weights and micro-batches, and nothing of rows, requests or views
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
 from .heads import NO_HEADS, Heads
 from .kernels import Attend, Linear, LinearMaker
-from .packing import Group, padded_size
+from .packing import padded_size
 
 Norm = Callable[[torch.Tensor], torch.Tensor]
 
@@ -34,11 +34,8 @@ class Layer:
     feed_out: Linear
     feed_norm: Norm
 
-    def __call__(
-        self, x: torch.Tensor, groups: Sequence[Group], attend: Attend, num_heads: int
-    ) -> torch.Tensor:
-        """Return the next hidden state, `[tokens, hidden]`."""
-        mixed = attend(self.qkv(x), groups, num_heads)
+    def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """Return the next hidden state of one and what attention has mixed of its tokens."""
         x = self.attention_norm(self.attention_out(mixed).add_(x))
         return self.feed_norm(self.feed_out(self.feed_in(x)).add_(x))
 
@@ -62,6 +59,7 @@ class BertEncoder:
         attend: Attend,
         heads: Heads = NO_HEADS,
         has_positions: bool = True,
+        compile: bool = False,  # noqa: A002  the option's name
     ) -> None:
         self.config = config
         self._device = device
@@ -74,6 +72,7 @@ class BertEncoder:
         self._make_linear = make_linear
         self._attend = attend
         self._heads = heads
+        self._finish = torch.compile(Layer.finish, dynamic=True) if compile else Layer.finish
         # in the checkpoint's own type: only some rows of them are ever used at a time
         self._tables = {
             name: self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
@@ -117,7 +116,9 @@ class BertEncoder:
         states = {0: x}
         deepest = self.num_layers if heads else max(layers, default=0)
         for number in range(1, deepest + 1):
-            x = self._layer(number - 1)(x, batch.groups, self._attend, self.config.num_heads)
+            layer = self._layer(number - 1)
+            mixed = self._attend(layer.qkv(x), batch.groups, self.config.num_heads)
+            x = self._finish(layer, x, mixed)
             states[number] = x
             if number - 1 not in layers:
                 # its memory serves the next layer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,6 +45,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+@contextmanager
+def compiler_needed() -> Iterator[None]:
+    """Make whatever goes wrong in a block that compiles a ModelLoadError."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:  # noqa: BLE001  without a compiler, torch raises anything
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelLoadError(
+            f"the model cannot be compiled: {text}: start without -compile, or install a compiler "
+            "for C and C++"
+        ) from None
+
+
+def limit_memory(fraction: float | None, device: torch.device) -> None:
+    """Take no more than this share of a GPU's memory; a CPU's has no such limit."""
+    if fraction is not None and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(fraction, device)
 
 
 def check_memory(weights_bytes: int, device: torch.device) -> None:

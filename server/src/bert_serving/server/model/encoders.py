@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .bert import BertEncoder
 from .bert_config import BertConfig
-from .checkpoint import find_checkpoint
+from .checkpoint import Checkpoint, Weights, find_checkpoint
 from .conversions import converted
-from .device import check_memory, choose_device, choose_dtype
+from .device import check_memory, choose_device, choose_dtype, compiler_needed, limit_memory
+from .encoder import Encoder
 from .encoder_replica import EncoderReplica
-from .families import find_family
+from .families import FAMILIES, find_family
 from .heads import check_num_labels, find_heads, label_activation
 from .kernels import Attend, LinearMaker, PlainLinear, attend_fused
 from .kernels_cpu import PackedLinear, attend_cpu, has_packed_linear
@@ -23,6 +26,8 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from .loading import ReplicaConfig
+    from .transformers_encoder import TransformersEncoder
+    from .transformers_model import TransformersPlan
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
+    limit_memory(config.gpu_memory_fraction, device)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = converted(
         find_checkpoint(config.model_dir, config.tuned_model_dir),
@@ -45,15 +51,11 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     )
     settings = checkpoint.read_config()
     family = find_family(settings)
-    if family is None:
-        raise ModelLoadError(
-            f"config.json: model_type={settings.get('model_type')!r} cannot be served"
-        )
-    bert_config = family.parse_config(settings)
-    recipe = read_sentence_recipe(checkpoint.directory, bert_config.hidden_size, device)
+    plan = family.parse_config(settings) if family else _transformers_plan(settings)
+    recipe = read_sentence_recipe(checkpoint.directory, plan.hidden_size, device)
     tokenizer = load_tokenizer(
         checkpoint.tokenizer_directory,
-        max_positions=bert_config.max_length,
+        max_positions=plan.max_length,
         lower_case=config.lower_case,
         parallel=device.type != "cpu",
         no_special_token=config.no_special_token,
@@ -61,48 +63,94 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
         and recipe.lower_case
         and config.lower_case is None,
     )
-    if tokenizer.vocab_size > bert_config.vocab_size:
+    if tokenizer.vocab_size > plan.vocab_size:
         raise ModelLoadError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the model only {bert_config.vocab_size}: their files do not belong together"
+            f"the model only {plan.vocab_size}: their files do not belong together"
         )
-    check_memory(bert_config.num_weights() * dtype.itemsize, device)
-    make_linear, attend = _kernels(device)
-    weights = family.rename(checkpoint.read_weights())
-    encoder = BertEncoder(
-        bert_config,
-        weights,
-        device=device,
-        dtype=dtype,
-        make_linear=make_linear,
-        attend=attend,
-        heads=find_heads(weights, settings, bert_config.hidden_size, device),
-        has_positions=not config.no_position_embeddings,
-    )
+    check_memory(plan.num_weights() * dtype.itemsize, device)
+    encoder: Encoder
+    if isinstance(plan, BertConfig):
+        assert family is not None
+        weights = family.rename(checkpoint.read_weights())
+        encoder = _packed_encoder(config, plan, weights, settings, device, dtype)
+    else:
+        encoder = _transformers_encoder(config, plan, checkpoint, device, dtype)
     check_num_labels(config.num_labels, encoder.head_sizes)
     replica = EncoderReplica(
         encoder,
         tokenizer,
-        _model_info(
-            config,
-            settings["model_type"],
-            bert_config,
-            checkpoint.name,
-            tokenizer,
-            recipe,
-            device,
-            dtype,
+        ModelInfo(
+            name=checkpoint.name,
+            architecture=settings["model_type"],
+            num_layers=encoder.num_layers,
+            hidden_size=encoder.hidden_size,
+            max_length=_max_length(config, tokenizer, recipe),
+            vocab_size=encoder.vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            device=str(device),
         ),
         recipe=recipe,
         label_activation=label_activation(settings, encoder.head_sizes),
         mask_cls_sep=config.mask_cls_sep,
     )
-    if config.max_batch_tokens is None:
-        logger.info("calibrated: %s", replica.calibrate())
-    else:
-        replica.max_batch_tokens = config.max_batch_tokens
-        replica.warm_up()
+    with compiler_needed() if config.compile else nullcontext():
+        if config.max_batch_tokens is None:
+            logger.info("calibrated: %s", replica.calibrate())
+        else:
+            replica.max_batch_tokens = config.max_batch_tokens
+            replica.warm_up()
     return replica
+
+
+def _packed_encoder(
+    config: ReplicaConfig,
+    plan: BertConfig,
+    weights: Weights,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> BertEncoder:
+    if config.compile and device.type == "cpu":
+        logger.info(
+            "compile changes nothing here: on a CPU this model's operations are hand-picked"
+        )
+    make_linear, attend = _kernels(device)
+    return BertEncoder(
+        plan,
+        weights,
+        device=device,
+        dtype=dtype,
+        make_linear=make_linear,
+        attend=attend,
+        heads=find_heads(weights, settings, plan.hidden_size, device),
+        has_positions=not config.no_position_embeddings,
+        compile=config.compile and device.type != "cpu",
+    )
+
+
+def _transformers_plan(settings: Mapping[str, Any]) -> TransformersPlan:
+    from .transformers_model import plan_model  # here, as transformers takes a second to import
+
+    return plan_model(settings)
+
+
+def _transformers_encoder(
+    config: ReplicaConfig,
+    plan: TransformersPlan,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> TransformersEncoder:
+    from .transformers_encoder import TransformersEncoder
+
+    if config.no_position_embeddings:
+        raise ModelLoadError(
+            "no_position_embeddings: this model is computed by transformers, which adds what the "
+            f"model was trained with: expected a model of {', '.join(FAMILIES)}"
+        )
+    loaded = plan.load(checkpoint.weights_directory, dtype)
+    return TransformersEncoder(loaded, device=device, compile=config.compile)
 
 
 def _kernels(device: torch.device) -> tuple[LinearMaker, Attend]:
@@ -111,32 +159,14 @@ def _kernels(device: torch.device) -> tuple[LinearMaker, Attend]:
     return PlainLinear, attend_fused
 
 
-def _model_info(
-    config: ReplicaConfig,
-    architecture: str,
-    bert_config: BertConfig,
-    name: str,
-    tokenizer: Tokenizer,
-    recipe: SentenceRecipe,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> ModelInfo:
+def _max_length(config: ReplicaConfig, tokenizer: Tokenizer, recipe: SentenceRecipe) -> int:
     max_length = tokenizer.max_length
     if config.max_seq_len is not None:
         if config.max_seq_len > max_length:
             raise ModelLoadError(
                 f"max_seq_len={config.max_seq_len}: the model takes at most {max_length} tokens"
             )
-        max_length = config.max_seq_len
-    elif config.as_sentence_transformers and recipe.max_length is not None:
-        max_length = min(max_length, recipe.max_length)
-    return ModelInfo(
-        name=name,
-        architecture=architecture,
-        num_layers=bert_config.num_layers,
-        hidden_size=bert_config.hidden_size,
-        max_length=max_length,
-        vocab_size=bert_config.vocab_size,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(device),
-    )
+        return config.max_seq_len
+    if config.as_sentence_transformers and recipe.max_length is not None:
+        return min(max_length, recipe.max_length)
+    return max_length

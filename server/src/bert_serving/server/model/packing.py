@@ -8,6 +8,7 @@ models, devices or requests. It imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -104,6 +105,27 @@ def _micro_batch(rows: Ints, lengths: npt.NDArray[np.integer], starts: Ints) -> 
         Group, *(a.tolist() for a in (firsts, own_starts[firsts], counts, own_lengths[firsts]))
     )
     return MicroBatch(rows, tokens, positions, tuple(groups))
+
+
+def padded_parts(groups: Sequence[Group], share: float, least: int) -> list[Sequence[Group]]:
+    """Return a micro-batch's groups in parts that are worth padding to their longest row.
+
+    Args:
+        groups: shortest rows first.
+        share: padding that a part may have, as a share of its tokens.
+        least: tokens that a part has at least, whatever padding that takes.
+
+    """
+    cuts, tokens, rows = [0], 0, 0
+    for number, group in enumerate(groups):
+        own = group.rows * group.length
+        padded = (rows + group.rows) * group.length
+        if tokens >= least and padded > (1 + share) * (tokens + own):
+            cuts.append(number)
+            tokens = rows = 0
+        tokens += own
+        rows += group.rows
+    return [groups[first:last] for first, last in pairwise([*cuts, len(groups)])]
 
 
 def padded_size(tokens: int) -> int:

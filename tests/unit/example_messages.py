@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from bert_serving.client.group_messages import BroadcastPart, Membership
 from bert_serving.client.messages import (
     Cancel,
     Encode,
     ErrorAnswer,
+    GroupPart,
     Hello,
     Limits,
     Result,
@@ -66,8 +68,17 @@ REQUESTS: dict[str, Any] = {
         buffer=pack_rows([("who?", "me"), "żółw 🐢"]),
         show_tokens=True,
     ),
+    "encode_for_a_group": Encode(
+        id=8,
+        rows=2,
+        ttl_ms=30000,
+        views={"embedding": View()},
+        buffer=pack_rows(["hi", "a b"]),
+        group=GroupPart(name="readers", sender="example", call=7, start=64, total=66),
+    ),
     "cancel": Cancel(ids=[1, 300]),
     "status": StatusRequest(id=5),
+    "membership": Membership(id=6, groups=["readers", "żółw"]),
 }
 
 ANSWERS: dict[str, Any] = {
@@ -119,4 +130,14 @@ ANSWERS: dict[str, Any] = {
         id=None, code="invalid_request", message="unknown message type 'bye'"
     ),
     "status": Status(id=5, status={"state": "ready", "workers": [{"id": 0, "device": "cpu"}]}),
+    "membership": Membership(id=6, groups=[]),
+    "broadcast": BroadcastPart(
+        group=GroupPart(name="readers", sender="example", call=7, start=0, total=2),
+        connection="00c0ffee",
+        result=Result(
+            id=1,
+            views={"embedding": ViewArray(np.array([[0.5, -1.0], [2.0, 0.25]], np.float32))},
+            n_tokens=[3, 4],
+        ),
+    ),
 }

@@ -12,10 +12,12 @@ from hypothesis.extra import numpy as hnp
 
 from bert_serving.client import protocol, view
 from bert_serving.client.frames import VERSION_FRAME
+from bert_serving.client.group_messages import MAX_GROUPS, BroadcastPart, Membership
 from bert_serving.client.messages import (
     Cancel,
     Encode,
     ErrorAnswer,
+    GroupPart,
     Hello,
     Limits,
     Result,
@@ -31,6 +33,18 @@ from bert_serving.client.view import View
 ids = st.integers(0, protocol.MAX_ID)
 names = st.text(max_size=protocol.MAX_NAME_CHARS)
 texts = st.text(max_size=20)
+full_names = st.text(min_size=1, max_size=protocol.MAX_NAME_CHARS)
+group_parts = st.builds(
+    GroupPart,
+    name=full_names,
+    sender=names,
+    call=ids,
+    start=ids,
+    total=st.integers(1, protocol.MAX_ID),
+)
+memberships = st.builds(
+    Membership, id=ids, groups=st.lists(full_names, max_size=4) | st.just(["a"] * MAX_GROUPS)
+)
 token_lists = st.lists(texts, max_size=4)
 milliseconds = st.floats(0, 1e9)
 scalars = (
@@ -74,6 +88,7 @@ def encodes(draw: st.DrawFn) -> Encode:
         is_tokenized=is_tokenized,
         max_length=draw(st.none() | st.integers(1, protocol.MAX_ID)),
         show_tokens=draw(st.booleans()),
+        group=draw(st.none() | group_parts),
     )
 
 
@@ -110,6 +125,7 @@ requests = st.one_of(
     st.builds(Hello, client=names),
     st.builds(Cancel, ids=st.lists(ids, max_size=5)),
     st.builds(StatusRequest, id=ids),
+    memberships,
     encodes(),
 )
 
@@ -136,6 +152,8 @@ answers = st.one_of(
         retry_after_ms=st.none() | st.integers(0, protocol.MAX_TTL_MS),
     ),
     st.builds(Status, id=ids, status=maps),
+    memberships,
+    st.builds(BroadcastPart, group=group_parts, connection=names, result=results()),
 )
 
 # values that some check must have thought of: wrong types, bounds, and what repr chokes on

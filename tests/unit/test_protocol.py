@@ -14,6 +14,7 @@ from message_strategies import answers, encodes, requests, results
 from bert_serving.client import protocol
 from bert_serving.client.errors import MalformedMessage, Overloaded, ServerError
 from bert_serving.client.frames import MAX_HEADER_BYTES, decode_message, encode_message
+from bert_serving.client.group_messages import MAX_GROUPS, BroadcastPart, Membership
 from bert_serving.client.messages import (
     Cancel,
     Encode,
@@ -96,7 +97,7 @@ def test_an_answer_comes_back_as_it_was_sent(answer: Any) -> None:
 @given(encodes())
 def test_the_broker_reads_of_an_encode_what_scheduling_needs(encode: Encode) -> None:
     assert parse_request(encode.to_frames()) == EncodeEnvelope(
-        encode.id, encode.rows, encode.ttl_ms, len(encode.buffer)
+        encode.id, encode.rows, encode.ttl_ms, len(encode.buffer), encode.group
     )
 
 
@@ -118,6 +119,10 @@ def test_the_arrays_of_a_result_are_not_copied_on_the_way_in(result: Result) -> 
 
 def assert_same_answer(back: Any, sent: Any) -> None:
     assert type(back) is type(sent)
+    if type(sent) is BroadcastPart:
+        assert (back.group, back.connection) == (sent.group, sent.connection)
+        assert_same_answer(back.result, sent.result)
+        return
     if type(sent) is not Result:
         assert repr(back) == repr(sent)  # a NaN in a status equals nothing
         return
@@ -163,6 +168,14 @@ WRONG_REQUESTS = [
     ("encode", "ttl_ms", [..., None, -1, protocol.MAX_TTL_MS + 1, 1.5, True]),
     ("cancel", "ids", [..., None, 1, {}, [-1], [2**63], [True], ["1"], [0] * 65538]),
     ("status", "id", [..., None, -1, 2**63, "5"]),
+    ("membership", "id", [..., None, -1, 2**63, "5"]),
+    ("membership", "groups", [..., None, "a", {}, [""], [1], ["x" * 65], ["a"] * (MAX_GROUPS + 1)]),
+    ("encode_for_a_group", "group", [None, 1, [], "readers", {}]),
+    ("encode_for_a_group", "group/name", [..., None, 1, "", "x" * 65]),
+    ("encode_for_a_group", "group/sender", [..., None, 1, "x" * 65]),
+    ("encode_for_a_group", "group/call", [..., None, -1, 2**63, "7"]),
+    ("encode_for_a_group", "group/start", [..., None, -1, 2**63, 1.0]),
+    ("encode_for_a_group", "group/total", [..., None, 0, -1, 2**63, True]),
 ]
 
 
@@ -221,6 +234,11 @@ WRONG_ANSWERS = [
     ("welcome", "model", [..., None, [], "bert"]),
     ("status", "id", [..., None, -1]),
     ("status", "status", [..., None, [], "fine"]),
+    ("membership", "id", [..., None, -1]),
+    ("membership", "groups", [..., None, [""], [1]]),
+    ("broadcast", "group", [..., None, 1, {}]),
+    ("broadcast", "group/total", [..., 0, "2"]),
+    ("broadcast", "connection", [..., None, 1, "x" * 65]),
     ("error", "id", [-1, "1", True, 2**63]),
     ("error", "code", [..., None, 429, "x" * 65]),
     ("error", "message", [..., None, "x" * 4001]),
@@ -316,8 +334,18 @@ def test_an_answer_with_a_buffer_too_many_or_too_few_is_malformed(name: str) -> 
             parse_answer(frames[:-1])
 
 
+def test_a_broadcast_holds_a_whole_result() -> None:
+    frames = ANSWERS["broadcast"].to_frames()
+    for broken in (frames[:2], [*frames[:2], b"\x80"], [*frames[:2], b"junk", frames[3]]):
+        with pytest.raises(MalformedMessage):
+            parse_answer(broken)
+
+
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_is_no_answer(name: str) -> None:
+    if name == "membership":  # asks and answers alike
+        assert parse_answer(REQUESTS[name].to_frames()) == REQUESTS[name]
+        return
     with pytest.raises(MalformedMessage):
         parse_answer(REQUESTS[name].to_frames())
 
@@ -326,6 +354,9 @@ def test_a_request_is_no_answer(name: str) -> None:
 def test_an_answer_is_no_request(name: str) -> None:
     if name == "status":  # asks and answers by one name: the other fields are unknown ones
         assert parse_request(ANSWERS[name].to_frames()) == StatusRequest(5)
+        return
+    if name == "membership":
+        assert parse_request(ANSWERS[name].to_frames()) == Membership(6, [])
         return
     with pytest.raises(MalformedMessage):
         parse_request(ANSWERS[name].to_frames())
@@ -411,11 +442,13 @@ def test_bounds_are_part_of_what_is_allowed() -> None:
     assert parse_encode(*decode_message(most.to_frames())) == most
 
 
+@pytest.mark.parametrize("kind", ["encode", "membership"])
 @pytest.mark.parametrize(("request_id", "readable"), [(5, 5), ("5", None), (-1, None)])
-def test_a_bad_encode_is_refused_by_its_id_where_that_can_be_read(
-    request_id: Any, readable: int | None
+def test_a_bad_request_is_refused_by_its_id_where_that_can_be_read(
+    kind: str, request_id: Any, readable: int | None
 ) -> None:
-    frames = encode_message({"type": "encode", "id": request_id, "rows": 0}, [b""])
+    buffers = [b""] if kind == "encode" else []
+    frames = encode_message({"type": kind, "id": request_id, "rows": 0}, buffers)
     with pytest.raises(MalformedMessage) as caught:
         parse_request(frames)
     assert caught.value.request_id == readable

@@ -63,9 +63,9 @@ def test_the_example_has_the_bytes_that_the_code_sends(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("heading", "messages"),
-    [(f"### {kind}", REQUESTS) for kind in ("hello", "encode", "cancel", "status")]
-    + [(f"### {kind}", ANSWERS) for kind in ("welcome", "result", "error")]
-    + [("### status (the answer)", ANSWERS)],
+    [(f"### {kind}", REQUESTS) for kind in ("hello", "encode", "cancel", "status", "membership")]
+    + [(f"### {kind}", ANSWERS) for kind in ("welcome", "result", "error", "broadcast")]
+    + [(f"### {kind} (the answer)", ANSWERS) for kind in ("status", "membership")],
 )
 def test_the_table_of_a_message_has_its_fields_and_no_others(
     heading: str, messages: dict[str, Any]
@@ -74,6 +74,11 @@ def test_the_table_of_a_message_has_its_fields_and_no_others(
     headers = [msgpack.unpackb(message.to_frames()[1]) for message in messages.values()]
     sent = {name for header in headers if header["type"] == kind for name in header}
     assert {code(cells[0]) for cells in table(section(heading))} == sent
+
+
+def test_the_table_of_a_group_part_has_its_fields_and_no_others() -> None:
+    part = ANSWERS["broadcast"].group
+    assert [code(cells[0]) for cells in table(section("## Groups"))] == list(part.to_wire())
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -85,6 +90,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "axes of an array": frames.MAX_ARRAY_DIMENSIONS,
         "rows a request": protocol.MAX_ROWS,
         "views a request": protocol.MAX_VIEWS,
+        "groups a membership": protocol.MAX_GROUPS,
         "ints in a list": fields.MAX_LIST,
         "characters of a name": protocol.MAX_NAME_CHARS,
         "characters of an error's message": protocol.MAX_MESSAGE_CHARS,

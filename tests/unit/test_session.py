@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from bert_serving.client.assembly import Encoding
-from bert_serving.client.calls import Call, EncodeCall, EncodeOptions, StatusCall
+from bert_serving.client.calls import (
+    Call,
+    EncodeCall,
+    EncodeOptions,
+    MembershipCall,
+    StatusCall,
+)
 from bert_serving.client.chunking import RowSource
 from bert_serving.client.errors import (
     DeadlineExceeded,
@@ -26,9 +32,11 @@ from bert_serving.client.errors import (
     VersionMismatch,
 )
 from bert_serving.client.frames import encode_message
+from bert_serving.client.group_messages import BroadcastPart, Membership
+from bert_serving.client.messages import GroupPart
 from bert_serving.client.protocol import ErrorAnswer, Limits, Result, Status, ViewArray, Welcome
 from bert_serving.client.rows import unpack_rows
-from bert_serving.client.session import Session
+from bert_serving.client.session import MEMBERSHIP_INTERVAL_S, Session
 from bert_serving.client.view import DEFAULT_VIEW, View
 
 TIMEOUT_S = 10.0
@@ -445,3 +453,95 @@ def test_a_finished_call_and_its_arrays_are_let_go_at_once() -> None:
     watcher = weakref.ref(call)
     del call
     assert watcher() is None
+
+
+# groups
+
+
+def a_group_call(rows: Iterable[Any], group: str = "readers") -> EncodeCall:
+    views = {"embedding": View()}
+    options = EncodeOptions(views, group=group, sender="me")
+    return EncodeCall(RowSource(rows), options, TIMEOUT_S)
+
+
+def member_of(session: Session, groups: list[str], now: float = 0.0) -> MembershipCall:
+    call = MembershipCall(TIMEOUT_S)
+    session.set_groups(call, groups, now)
+    return call
+
+
+def test_a_member_is_one_when_the_server_has_said_so() -> None:
+    session = a_session()
+    call = member_of(session, ["readers"])
+    (message,) = sent(session)
+    assert message == {"type": "membership", "id": message["id"], "groups": ["readers"]}
+    assert not call.is_done
+    session.receive(Membership(message["id"], ["readers"]).to_frames(), 0.1)
+    assert call.is_done and call.error is None
+
+
+def test_a_member_says_again_what_it_is_in_as_long_as_it_is_in_any() -> None:
+    session = a_session()
+    member_of(session, ["readers"])
+    (first,) = sent(session)
+    assert session.next_wakeup() == MEMBERSHIP_INTERVAL_S
+    (again,) = sent(session, MEMBERSHIP_INTERVAL_S)
+    assert again["groups"] == ["readers"] and again["id"] != first["id"]
+    session.receive(Membership(again["id"], ["readers"]).to_frames(), 6.0)
+    member_of(session, [], 6.0)
+    assert [message["groups"] for message in sent(session, 6.0)] == [[]]
+    assert sent(session, 100.0) == []
+
+
+def test_a_refused_member_is_in_what_it_was_in() -> None:
+    session = a_session()
+    member_of(session, ["one"])
+    call = member_of(session, ["one", "two"])
+    _, message = sent(session)
+    session.receive(error(message, "overloaded"), 0.1)
+    with pytest.raises(Overloaded):
+        call.raise_error()
+    assert session.groups == ["one"]
+
+
+def test_a_membership_that_is_not_answered_ends_in_its_time() -> None:
+    session = a_session()
+    call = member_of(session, ["readers"])
+    sent(session)
+    session.advance(TIMEOUT_S)
+    with pytest.raises(RequestTimeout):
+        call.raise_error()
+
+
+def test_an_answer_of_another_kind_is_no_answer() -> None:
+    session = a_session()
+    call = member_of(session, ["readers"])
+    (message,) = sent(session)
+    session.receive(Status(message["id"], {}).to_frames(), 0.1)
+    with pytest.raises(MalformedMessage, match="not asked"):
+        call.raise_error()
+
+
+def test_the_requests_of_a_call_say_which_part_of_it_they_are() -> None:
+    session, call = a_session(max_rows=2, window=3), a_group_call(["a", "b", "c"])
+    session.submit(call, 0.0)
+    parts = [message["group"] for message in sent(session)]
+    assert [(part["start"], part["total"]) for part in parts] == [(0, 3), (2, 3)]
+    assert {(part["name"], part["sender"]) for part in parts} == {("readers", "me")}
+    other = a_group_call(["d"])
+    session.submit(other, 0.0)
+    (message,) = sent(session)
+    assert message["group"]["call"] not in {part["call"] for part in parts}
+    assert len({part["call"] for part in parts}) == 1
+
+
+def test_what_others_send_is_put_together_and_waits_to_be_read() -> None:
+    session = a_session()
+    for start, text in ((1, "bb"), (0, "a")):
+        view = ViewArray(np.array([value_of(text)], np.float32))
+        result = Result(9, {"embedding": view}, n_tokens=[3])
+        part = BroadcastPart(GroupPart("readers", "you", 4, start, 2), "there", result)
+        session.receive(part.to_frames(), 0.0)
+    broadcast = session.broadcasts.take()
+    assert (broadcast.group, broadcast.sender) == ("readers", "you")
+    assert broadcast.embedding.tolist() == [value_of("a"), value_of("bb")]

@@ -6,7 +6,9 @@
 
 from .aio import AsyncBertClient
 from .assembly import Encoding, Tokens
+from .broadcasts import Broadcast
 from .client import BertClient, ConcurrentBertClient
+from .listening import BroadcastWarning
 from .options import TruncationWarning
 from .pending import Response
 from .version import __version__
@@ -15,6 +17,8 @@ from .view import View
 __all__ = [
     "AsyncBertClient",
     "BertClient",
+    "Broadcast",
+    "BroadcastWarning",
     "ConcurrentBertClient",
     "Encoding",
     "Response",

@@ -7,8 +7,10 @@ at its edge; so every turn sends, then receives until nothing is left.
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +18,8 @@ import zmq
 
 from . import options
 from .assembly import Encoding, Tokens
-from .calls import Call, EncodeOptions, StatusCall
+from .broadcasts import Broadcast
+from .calls import Call, EncodeOptions, MembershipCall, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
 from .errors import RequestTimeout, ServerUnreachable
 from .pairs import check_separator
@@ -37,11 +40,13 @@ class _AsyncConnection:
         self._socket = open_socket(self._context, address)
         self._timer: asyncio.TimerHandle | None = None
         self._turn_is_due = False
+        self._arrived = asyncio.Event()
         self._loop.add_reader(self._socket.fileno(), self.turn)
 
     def close(self) -> None:
         """Close the socket; calls that still wait end with an error."""
         self.session.close(ServerUnreachable("this AsyncBertClient was closed during the call"))
+        self._arrived.set()
         self._loop.remove_reader(self._socket.fileno())
         if self._timer is not None:
             self._timer.cancel()
@@ -69,6 +74,8 @@ class _AsyncConnection:
             if received == 0:
                 break
         self.session.advance(time.monotonic())
+        if self.session.broadcasts or self.session.refusal is not None:
+            self._arrived.set()
         self._set_timer()
 
     async def wait_for(self, call: Call) -> None:
@@ -84,6 +91,21 @@ class _AsyncConnection:
             self.session.abandon(call)
             self.turn_soon()
             raise
+
+    async def next_broadcast(self, timeout_s: float) -> Broadcast | None:
+        """Return the oldest unread broadcast, waiting for one; None if none came in time."""
+        unread = self.session.broadcasts
+        deadline = None if timeout_s == math.inf else self._loop.time() + timeout_s
+        while not unread:
+            if self.session.refusal is not None:
+                raise self.session.refusal
+            self._arrived.clear()
+            left_s = None if deadline is None else deadline - self._loop.time()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left_s)
+            except asyncio.TimeoutError:
+                return None
+        return unread.take()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -130,6 +152,7 @@ class AsyncBertClient:
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
         self._check_length = check_length
         self._name = options.client_name(identity)
+        self._sender = options.sender_name(identity or f"pid {os.getpid()}")
         self._pair_separator = check_separator(pair_separator)
         self._connection: _AsyncConnection | None = None
         self._is_closed = False
@@ -149,6 +172,7 @@ class AsyncBertClient:
         max_length: int | None = None,
         on_empty: str = "encode",
         pair_separator: str | None = None,
+        group: str | None = None,
     ) -> Any:
         """Return the embeddings of texts; see `BertClient.encode`."""
         encode_options = options.embedding_options(
@@ -163,10 +187,31 @@ class AsyncBertClient:
             max_length=max_length,
             on_empty=on_empty,
             pair_separator=pair_separator or self._pair_separator,
+            group=group,
+            sender=self._sender,
         )
         encoding = await self._encode(texts, encode_options, warn=self._check_length)
         values = options.formatted(encoding.views[options.EMBEDDING], self._output_fmt)
         return (values, encoding.tokens) if show_tokens else values
+
+    async def join(self, group: str) -> None:
+        """Become a member of a broadcast group; see `BertClient.join`."""
+        session = (await self._connected()).session
+        await self._set_groups([*session.groups, options.group_name(group)])
+
+    async def leave(self, group: str) -> None:
+        """End being a member; what has come already can still be read."""
+        session = (await self._connected()).session
+        await self._set_groups([name for name in session.groups if name != group])
+
+    async def listen(self, timeout: float | None = None) -> AsyncIterator[Broadcast]:
+        """Yield what other clients send to the groups of this one; see `BertClient.listen`."""
+        timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
+        connection = await self._connected()
+        if not connection.session.groups and not connection.session.broadcasts:
+            raise ValueError("this client is in no group: join() one first")
+        while (found := await connection.next_broadcast(timeout_s)) is not None:
+            yield found._replace(embedding=options.formatted(found.embedding, self._output_fmt))
 
     async def encode_detailed(
         self,
@@ -260,6 +305,13 @@ class AsyncBertClient:
         if warn:
             options.warn_if_cut(encoding, encode_options.max_length, stacklevel=3)
         return encoding
+
+    async def _set_groups(self, groups: Sequence[str]) -> None:
+        connection = await self._connected()
+        call = MembershipCall(self._timeout_s)
+        connection.session.set_groups(call, list(dict.fromkeys(groups)), time.monotonic())
+        await connection.wait_for(call)
+        call.raise_error()
 
     async def _connected(self) -> _AsyncConnection:
         if self._is_closed:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .assembly import Assembly, Embeddings, Encoding
 from .chunking import Chunk, RowSource
-from .messages import (
-    Encode,
-    Limits,
-    Result,
-    Status,
-)
+from .messages import Encode, GroupPart, Limits, Result, Status
 from .view import View
 
 
@@ -66,6 +61,19 @@ class StatusCall(Call):
         self.finish()
 
 
+class MembershipCall(Call):
+    """A change of the groups that a connection is in.
+
+    Attributes:
+        before: those it was in, in case that the server refuses.
+
+    """
+
+    def __init__(self, timeout_s: float, on_done: Callable[[], None] | None = None) -> None:
+        super().__init__(timeout_s, on_done)
+        self.before: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class EncodeOptions:
     """What one call wants of each of its rows.
@@ -77,6 +85,8 @@ class EncodeOptions:
         show_tokens: answer the tokens as well.
         on_empty: what becomes of a blank row, see `chunking`.
         pair_separator: what makes a pair of one text, see `pairs`.
+        group: a broadcast group whose members get a copy.
+        sender: who they are told that it comes from.
 
     """
 
@@ -86,6 +96,8 @@ class EncodeOptions:
     show_tokens: bool = False
     on_empty: str = "encode"
     pair_separator: str | None = None
+    group: str | None = None
+    sender: str = ""
 
 
 class EncodeCall(Call):
@@ -100,6 +112,7 @@ class EncodeCall(Call):
 
     Attributes:
         on_progress: called with the number of rows that each answer brings.
+        number: of the call on its connection, for those who get a copy; the session sets it.
 
     """
 
@@ -121,6 +134,7 @@ class EncodeCall(Call):
         )
         self.on_progress: Callable[[int], object] | None = None
         self.open_requests = 0
+        self.number = 0
 
     @property
     def total(self) -> int | None:
@@ -151,7 +165,13 @@ class EncodeCall(Call):
             is_tokenized=options.is_tokenized,
             max_length=options.max_length,
             show_tokens=options.show_tokens,
+            group=self._part(chunk) if options.group is not None else None,
         )
+
+    def _part(self, chunk: Chunk) -> GroupPart:
+        group, total = self.options.group, self.total
+        assert group is not None and total is not None
+        return GroupPart(group, self.options.sender, self.number, chunk.start, total)
 
     def take(self, chunk: Chunk, result: Result) -> None:
         """Take in the answer for a chunk; the last one ends the call."""

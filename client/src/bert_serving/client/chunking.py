@@ -38,6 +38,7 @@ class RowSource:
             not texts (a pair: a tuple of two texts).
         on_empty: `encode` takes a blank row as it is ([CLS] [SEP]), `error` refuses it.
         pair_separator: makes a pair of a row that contains it; None: only tuples are pairs.
+        is_counted: `total` must be known, so that an iterator is drawn to its end at once.
 
     Raises:
         TypeError: not an iterable of rows.
@@ -52,6 +53,7 @@ class RowSource:
         is_tokenized: bool = False,
         on_empty: str = "encode",
         pair_separator: str | None = None,
+        is_counted: bool = False,
     ) -> None:
         if on_empty not in ON_EMPTY:
             raise ValueError(f"on_empty={on_empty!r}: expected one of {', '.join(ON_EMPTY)}")
@@ -60,6 +62,8 @@ class RowSource:
         self._pair_separator = check_separator(pair_separator)
         self._taken = 0
         rows = _ordered(rows)
+        if is_counted and not isinstance(rows, Sequence):
+            rows = list(rows)
         self.total: int | None = len(rows) if isinstance(rows, Sequence) else None
         self._waiting: list[Row] = []
         if isinstance(rows, Sequence):

@@ -6,35 +6,24 @@ caller is moved by a thread in the `background`. A child of a fork gets its own 
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from . import options
+from . import listening, options
 from .assembly import Encoding, Tokens
-from .calls import EncodeOptions, StatusCall
-from .errors import RequestTimeout
-from .messages import Welcome
-from .pairs import check_separator
+from .background import Background
+from .base import BaseClient
+from .broadcasts import Broadcast
 from .pending import BatchStream, DoneCall, PendingCalls, Response
-from .pool import ConnectionPool
-from .process import ClientProcess
-from .progress import progress_bar
-from .version import __version__
 from .view import View
 
-READY_POLL_S = 0.1
-_CHANGING = ("statistic", "workers")  # what the status has and the configuration has not
 
-
-class BertClient:
+class BertClient(BaseClient):
     """A client of one `bert-serving-start` server.
 
     Args:
@@ -65,48 +54,6 @@ class BertClient:
 
     """
 
-    _max_connections: int | None = None
-
-    def __init__(
-        self,
-        ip: str = "localhost",
-        port: int = options.DEFAULT_PORT,
-        port_out: int = options.DEFAULT_PORT + 1,
-        output_fmt: str = "ndarray",
-        show_server_config: bool = False,
-        identity: str | bytes | None = None,
-        check_version: bool = True,  # noqa: ARG002  # bert-as-service's
-        check_length: bool = True,
-        check_token_info: bool = True,  # noqa: ARG002  # bert-as-service's
-        ignore_all_checks: bool = False,
-        timeout: float | None = options.DEFAULT_TIMEOUT_MS,
-        *,
-        connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
-        pair_separator: str | None = None,
-    ) -> None:
-        self.address = options.server_address(ip, port)
-        self.ip = ip
-        self.port = port
-        self.port_out = port_out
-        self.output_fmt = options.output_format(output_fmt)
-        self.identity = identity or str(uuid.uuid4()).encode("ascii")
-        self.timeout = timeout
-        options.seconds("timeout", timeout)
-        self._name = options.client_name(identity)
-        self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
-        self._warn_if_cut = check_length and not ignore_all_checks
-        self._pair_separator = check_separator(pair_separator)
-        self._process = self._new_process()
-        self._parents_process: ClientProcess | None = None
-        try:
-            if not ignore_all_checks:
-                self._welcome()
-                if show_server_config:
-                    self._print_config()
-        except BaseException:
-            self.close()
-            raise
-
     def encode(
         self,
         texts: Any,
@@ -123,6 +70,7 @@ class BertClient:
         max_length: int | None = None,
         on_empty: str = "encode",
         pair_separator: str | None = None,
+        group: str | None = None,
         show_progress_bar: bool = False,
     ) -> Any:
         """Return the embeddings of texts.
@@ -146,6 +94,8 @@ class BertClient:
             max_length: tokens a row, special ones included; longer rows are cut.
             on_empty: `encode` a blank row as [CLS] [SEP], or raise an `error`.
             pair_separator: the client's own if None.
+            group: send a copy of the answer to the members of this broadcast group, see
+                `listen`; an iterator is drawn to its end first, as they are told its length.
             show_progress_bar: of a blocking call: show rows, rate and time left on standard error.
 
         Returns:
@@ -166,6 +116,8 @@ class BertClient:
             max_length=max_length,
             on_empty=on_empty,
             pair_separator=pair_separator or self._pair_separator,
+            group=group,
+            sender=self._sender,
         )
         if not blocking:
             self._submit(self._own_process().pending, encode_options, texts)
@@ -242,13 +194,51 @@ class BertClient:
 
         """
         kwargs["pair_separator"] = kwargs.get("pair_separator") or self._pair_separator
-        encode_options = options.embedding_options(**kwargs)
+        encode_options = options.embedding_options(**kwargs, sender=self._sender)
         pending = PendingCalls()
         stream = BatchStream(pending, self._response, partial(time.sleep, delay))
         self._own_process().streams.add(stream)
         batches = islice(batch_generator, max_num_batch or None)
         pending.feed(batches, partial(self._submit, pending, encode_options))
         return stream
+
+    def join(self, group: str) -> None:
+        """Become a member of a broadcast group: `listen` then yields what others send to it.
+
+        A group is there while it has members. Anybody may join it, and anybody may send to it.
+        Members of a server that is restarted are members again within seconds.
+
+        Args:
+            group: its name, 1 to 64 characters.
+
+        """
+        name = options.group_name(group)
+        listening.join(self._own_process().background(), name, self._timeout_s)
+
+    def leave(self, group: str) -> None:
+        """End being a member; what has come already can still be read."""
+        name = options.group_name(group)
+        listening.leave(self._own_process().background(), name, self._timeout_s)
+
+    def listen(self, timeout: float | None = None) -> Iterator[Broadcast]:
+        """Yield what other clients send to the groups that this one is in, whole calls.
+
+        They arrive also while nobody listens; up to 1,000 calls and 256 MiB are kept, then the
+        oldest are dropped (`BroadcastWarning`). What this client sends does not come back.
+
+        Args:
+            timeout: end after so many milliseconds without one; None for the client's own
+                `timeout`, -1 to go on for ever.
+
+        Yields:
+            `Broadcast(group, sender, embedding, tokens)`.
+
+        """
+        timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
+        background = self._own_process().background()
+        if not background.session.groups and not background.session.broadcasts:
+            raise ValueError("this client is in no group: join() one first")
+        return self._broadcasts(background, timeout_s)
 
     def encode_detailed(
         self,
@@ -321,103 +311,9 @@ class BertClient:
         )
         return options.tokens_of(self._encode(texts, encode_options))
 
-    @property
-    def server_status(self) -> dict[str, Any]:
-        """The server's settings, statistics, `state` and `workers`."""
-        with self._connections().connection(self._timeout_s) as connection:
-            call = StatusCall(self._timeout_s)
-            connection.session.request_status(call, time.monotonic())
-            connection.wait_for(call)
-        call.raise_error()
-        return dict(call.status)
-
-    @property
-    def server_config(self) -> dict[str, Any]:
-        """The server's settings: its status without what changes."""
-        status = self.server_status
-        return {name: value for name, value in status.items() if name not in _CHANGING}
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What this client is and has pending, in this process."""
-        process = self._own_process()
-        pending = process.pending.ids
-        return {
-            "identity": self.identity,
-            "num_request": process.num_requests,
-            "num_pending_request": len(pending),
-            "pending_request": pending,
-            "output_fmt": self.output_fmt,
-            "port": self.port,
-            "port_out": self.port_out,
-            "server_ip": self.ip,
-            "client_version": __version__,
-            "timeout": self.timeout,
-        }
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until the server has a worker that can compute.
-
-        Args:
-            timeout: milliseconds; None for the client's own `timeout`.
-
-        Raises:
-            RequestTimeout: the server was not ready in time.
-
-        """
-        timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
-        deadline = time.monotonic() + timeout_s
-        while self._welcome(refresh=True).state != "ready":
-            if time.monotonic() >= deadline:
-                raise RequestTimeout(
-                    f"{self.address} was not ready within {timeout_s * 1000:.0f} ms: "
-                    "the server answers, but none of its workers does; its log says why"
-                )
-            time.sleep(READY_POLL_S)
-
-    def close(self) -> None:
-        """Close all connections; a second close does nothing."""
-        process = self._process
-        if process.pid == os.getpid() and not process.pool.is_closed:
-            process.close()
-
-    def __enter__(self) -> BertClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def _timeout_s(self) -> float:
-        return options.seconds("timeout", self.timeout)
-
-    def _encode(
-        self, texts: Any, encode_options: EncodeOptions, show_progress_bar: bool = False
-    ) -> Encoding:
-        call = options.new_call(texts, encode_options, self._timeout_s)
-        self._own_process().next_request_id()
-        progress = progress_bar(call.total) if show_progress_bar else None
-        call.on_progress = progress.update if progress else None
-        try:
-            with self._connections().connection(self._timeout_s) as connection:
-                connection.session.submit(call, time.monotonic())
-                connection.wait_for(call)
-                return options.finished_encoding(call, connection.session)
-        finally:
-            if progress:
-                progress.close()
-
-    def _submit(self, pending: PendingCalls, encode_options: EncodeOptions, texts: Any) -> None:
-        """Start a call that nobody waits for."""
-        call = options.new_call(texts, encode_options, self._timeout_s)
-        process = self._own_process()
-        background = process.background()
-        pending.submit(process.next_request_id(), call, background)
+    def _broadcasts(self, background: Background, timeout_s: float) -> Iterator[Broadcast]:
+        while (found := listening.next_broadcast(background, timeout_s)) is not None:
+            yield found._replace(embedding=options.formatted(found.embedding, self.output_fmt))
 
     def _response(self, done: DoneCall) -> Response:
         """Return the answer to a call that was not waited for, or raise its error."""
@@ -426,32 +322,6 @@ class BertClient:
             options.warn_if_cut(encoding, done.call.options.max_length, stacklevel=3)
         values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)
         return Response(done.id, values, encoding.tokens or "")
-
-    def _welcome(self, *, refresh: bool = False) -> Welcome:
-        with self._connections().connection(self._timeout_s) as connection:
-            if refresh:
-                connection.handshake(self._connect_timeout_s)
-            assert connection.session.welcome is not None
-            return connection.session.welcome
-
-    def _connections(self) -> ConnectionPool:
-        return self._own_process().pool
-
-    def _own_process(self) -> ClientProcess:
-        process = self._process
-        if process.pid != os.getpid():  # a fork: sockets, threads and locks are the parent's
-            self._parents_process, self._process = process, self._new_process()
-        return self._process
-
-    def _new_process(self) -> ClientProcess:
-        pool = ConnectionPool(
-            self.address, self._name, self._connect_timeout_s, self._max_connections
-        )
-        return ClientProcess(pool)
-
-    def _print_config(self) -> None:
-        for name, value in sorted(self.server_config.items()):
-            print(f"{name:>30} = {value}")  # noqa: T201  # what show_server_config is for
 
 
 class ConcurrentBertClient(BertClient):

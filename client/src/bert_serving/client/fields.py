@@ -45,6 +45,14 @@ def string(header: Header, name: str, max_chars: int) -> str:
     return value
 
 
+def name(header: Header, name: str, max_chars: int) -> str:
+    """Return a field that is a string of limited length and not empty."""
+    value = string(header, name, max_chars)
+    if not value:
+        raise MalformedMessage(f"{name} must not be empty")
+    return value
+
+
 def mapping(header: Header, name: str) -> Header:
     """Return a field that is a map."""
     value = header.get(name)

@@ -2,6 +2,7 @@
 
 Client to broker: `Hello`, `Encode`, `Cancel`, `StatusRequest`.
 Broker to client: `Welcome`, `Result`, `ErrorAnswer`, `Status`.
+Those of groups are in `group_messages`.
 `protocol` reads what the peer sent back into them. Those that are made for every request
 are not frozen: a frozen dataclass takes three times as long to make.
 """
@@ -99,6 +100,36 @@ class Welcome:
 
 
 @dataclass(slots=True)
+class GroupPart:
+    """Which part of which call a request is, for the members of a group that get a copy.
+
+    Attributes:
+        name: the group's.
+        sender: who sends it, for people.
+        call: number of the call, unique on the sender's connection.
+        start: the request's first row is this one of the call.
+        total: how many rows the call has.
+
+    """
+
+    name: str
+    sender: str
+    call: int
+    start: int
+    total: int
+
+    def to_wire(self) -> Header:
+        """Return the field `group` of a header."""
+        return {
+            "name": self.name,
+            "sender": self.sender,
+            "call": self.call,
+            "start": self.start,
+            "total": self.total,
+        }
+
+
+@dataclass(slots=True)
 class Encode:
     """A small batch of rows and the views wanted of them; answered by one result or error.
 
@@ -110,6 +141,7 @@ class Encode:
         is_tokenized: the rows are lists of tokens, not texts.
         max_length: tokens a row, special ones included; None is the model's own limit.
         show_tokens: also answer tokens, their ids and their segment ids.
+        group: whose members get a copy of the result.
         buffer: the rows, packed by `pack_rows`.
 
     """
@@ -122,6 +154,7 @@ class Encode:
     is_tokenized: bool = False
     max_length: int | None = None
     show_tokens: bool = False
+    group: GroupPart | None = None
 
     def to_frames(self) -> list[Any]:
         """Return the frames to send; what has its default value stays off the wire."""
@@ -138,6 +171,8 @@ class Encode:
             header["max_length"] = self.max_length
         if self.show_tokens:
             header["show_tokens"] = True
+        if self.group is not None:
+            header["group"] = self.group.to_wire()
         return encode_message(header, [self.buffer])
 
 
@@ -149,6 +184,7 @@ class EncodeEnvelope:
     rows: int
     ttl_ms: int
     nbytes: int
+    group: GroupPart | None = None
 
 
 @dataclass(frozen=True)

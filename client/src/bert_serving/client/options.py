@@ -12,6 +12,7 @@ import numpy as np
 from .assembly import Embeddings, Encoding, Tokens
 from .calls import EncodeCall, EncodeOptions
 from .chunking import RowSource
+from .messages import MAX_NAME_CHARS
 from .pairs import check_separator
 from .session import Session
 from .version import __version__
@@ -41,9 +42,22 @@ def server_address(ip: str, port: int) -> str:
 
 def client_name(identity: str | bytes | None) -> str:
     """Return how a client introduces itself."""
-    if isinstance(identity, bytes):  # what bert-as-service's clients have
+    name = sender_name(identity) if identity else f"pid {os.getpid()}"
+    return f"{name}, bert-serving-client {__version__}"[:MAX_NAME_CHARS]
+
+
+def sender_name(identity: str | bytes) -> str:
+    """Return an identity as text; bert-as-service's are bytes."""
+    if isinstance(identity, bytes):
         identity = identity.decode("utf-8", "replace")
-    return f"{identity or f'pid {os.getpid()}'}, bert-serving-client {__version__}"[:64]
+    return str(identity)[:MAX_NAME_CHARS]
+
+
+def group_name(name: str) -> str:
+    """Return a checked name of a broadcast group."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
+        raise ValueError(f"group={name!r}: expected a str of 1 to {MAX_NAME_CHARS} characters")
+    return name
 
 
 def seconds(name: str, milliseconds: float | None) -> float:
@@ -70,6 +84,8 @@ def encode_options(
     show_tokens: bool = False,
     on_empty: str = "encode",
     pair_separator: str | None = None,
+    group: str | None = None,
+    sender: str = "",
 ) -> EncodeOptions:
     """Return checked options; raises ValueError for what cannot be asked."""
     if max_length is not None and (type(max_length) is not int or max_length < 1):
@@ -84,6 +100,8 @@ def encode_options(
         show_tokens=bool(show_tokens),
         on_empty=on_empty,
         pair_separator=check_separator(pair_separator),
+        group=None if group is None else group_name(group),
+        sender=sender,
     )
 
 
@@ -123,6 +141,7 @@ def new_call(texts: Any, encode_options: EncodeOptions, timeout_s: float) -> Enc
         is_tokenized=encode_options.is_tokenized,
         on_empty=encode_options.on_empty,
         pair_separator=encode_options.pair_separator,
+        is_counted=encode_options.group is not None,
     )
     return EncodeCall(source, encode_options, timeout_s, is_single=is_single)
 

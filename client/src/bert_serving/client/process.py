@@ -52,6 +52,14 @@ class ClientProcess:
                 weakref.finalize(self, self._background.stop)  # a client need not be closed
             return self._background
 
+    def member(self) -> Background | None:
+        """Return that thread if it is in a group."""
+        with self._lock:
+            background = self._background
+        if background is None or background.is_over or not background.session.groups:
+            return None
+        return background
+
     def close(self) -> None:
         """Close everything; a call that is waited for may end, the others get an error."""
         self.pool.close()

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from . import fields
 from .errors import MalformedMessage
-from .frames import Buffer, Header, decode_array, decode_message, unpack
+from .frames import Buffer, Header, decode_array, decode_header, decode_message, unpack
+from .group_messages import MAX_GROUPS, BroadcastPart, Membership
 from .messages import (
     DEFAULT_MAX_REQUEST_BYTES,
     MAX_ID,
@@ -29,6 +30,7 @@ from .messages import (
     Encode,
     EncodeEnvelope,
     ErrorAnswer,
+    GroupPart,
     Hello,
     Limits,
     Result,
@@ -41,8 +43,8 @@ from .messages import (
 from .rows import MAX_ROWS_BYTES
 from .view import DEFAULT_VIEW, View
 
-Request: TypeAlias = Hello | EncodeEnvelope | Cancel | StatusRequest
-Answer: TypeAlias = Welcome | Result | ErrorAnswer | Status
+Request: TypeAlias = Hello | EncodeEnvelope | Cancel | StatusRequest | Membership
+Answer: TypeAlias = Welcome | Result | ErrorAnswer | Status | Membership | BroadcastPart
 
 
 def parse_request(frames: Sequence[Buffer]) -> Request:
@@ -69,6 +71,12 @@ def parse_request(frames: Sequence[Buffer]) -> Request:
         return Cancel(ids)
     if kind == "status":
         return StatusRequest(id=fields.integer(header, "id", 0, MAX_ID))
+    if kind == "membership":
+        try:
+            return _parse_membership(header)
+        except MalformedMessage as error:
+            error.request_id = _readable_id(header)
+            raise
     raise _unknown_type(kind)
 
 
@@ -88,7 +96,27 @@ def parse_envelope(header: Header, buffers: Sequence[Buffer]) -> EncodeEnvelope:
         rows=fields.integer(header, "rows", 1, MAX_ROWS),
         ttl_ms=fields.integer(header, "ttl_ms", 0, MAX_TTL_MS),
         nbytes=len(buffers[0]),
+        group=_parse_group(header) if "group" in header else None,
     )
+
+
+def _parse_group(header: Header) -> GroupPart:
+    group = fields.mapping(header, "group")
+    return GroupPart(
+        name=fields.name(group, "name", MAX_NAME_CHARS),
+        sender=fields.string(group, "sender", MAX_NAME_CHARS),
+        call=fields.integer(group, "call", 0, MAX_ID),
+        start=fields.integer(group, "start", 0, MAX_ID),
+        total=fields.integer(group, "total", 1, MAX_ID),
+    )
+
+
+def _parse_membership(header: Header) -> Membership:
+    groups = header.get("groups")
+    if type(groups) is not list or len(groups) > MAX_GROUPS:
+        raise MalformedMessage(f"groups must be a list of at most {MAX_GROUPS} names")
+    named = [fields.name({"group": group}, "group", MAX_NAME_CHARS) for group in groups]
+    return Membership(fields.integer(header, "id", 0, MAX_ID), named)
 
 
 def parse_encode(header: Header, buffers: Sequence[Buffer]) -> Encode:
@@ -118,6 +146,7 @@ def parse_encode(header: Header, buffers: Sequence[Buffer]) -> Encode:
         is_tokenized=fields.boolean(header, "is_tokenized"),
         max_length=max_length,
         show_tokens=fields.boolean(header, "show_tokens"),
+        group=envelope.group,
     )
 
 
@@ -132,6 +161,8 @@ def parse_answer(frames: Sequence[Buffer]) -> Answer:
     kind = header.get("type")
     if kind == "result":
         return _parse_result(header, buffers)
+    if kind == "broadcast":
+        return _parse_broadcast(header, buffers)
     if buffers:
         raise _unexpected_buffers(kind, buffers)
     if kind == "error":
@@ -142,6 +173,8 @@ def parse_answer(frames: Sequence[Buffer]) -> Answer:
         return Status(
             id=fields.integer(header, "id", 0, MAX_ID), status=fields.mapping(header, "status")
         )
+    if kind == "membership":
+        return _parse_membership(header)
     raise _unknown_type(kind)
 
 
@@ -207,6 +240,16 @@ def _parse_result(header: Header, buffers: Sequence[Buffer]) -> Result:
         queue_ms=fields.number(header, "queue_ms"),
         tokenize_ms=fields.number(header, "tokenize_ms"),
         compute_ms=fields.number(header, "compute_ms"),
+    )
+
+
+def _parse_broadcast(header: Header, buffers: Sequence[Buffer]) -> BroadcastPart:
+    if not buffers:
+        raise MalformedMessage("a broadcast has the result's header as its first buffer")
+    return BroadcastPart(
+        group=_parse_group(header),
+        connection=fields.string(header, "connection", MAX_NAME_CHARS),
+        result=_parse_result(decode_header(buffers[0]), buffers[1:]),
     )
 
 

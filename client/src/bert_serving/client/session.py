@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from .assembly import Embeddings
-from .calls import Call, EncodeCall, StatusCall
+from .broadcasts import Broadcasts
+from .calls import Call, EncodeCall, MembershipCall, StatusCall
 from .chunking import Chunk
-from .errors import ProtocolError, RequestTimeout, ServerError
+from .errors import MalformedMessage, ProtocolError, RequestTimeout, ServerError
 from .frames import Buffer
+from .group_messages import BroadcastPart, Membership
 from .messages import (
     MAX_TTL_MS,
     Cancel,
@@ -39,6 +41,7 @@ from .protocol import parse_answer
 from .window import Window
 
 HELLO_INTERVAL_S = 0.5
+MEMBERSHIP_INTERVAL_S = 5.0  # how soon a member is one again after the server was restarted
 FIRST_RETRY_S = 0.05
 MAX_DOUBLINGS = 3  # longer waits are for the server to ask for: it knows its queue
 
@@ -68,13 +71,16 @@ class Session:
         self._hellos: list[Call] = []
         self._cutting: deque[EncodeCall] = deque()  # calls with rows left to send
         self._open: dict[int, _OpenRequest] = {}
-        self._statuses: dict[int, StatusCall] = {}
+        self._asked: dict[int, StatusCall | MembershipCall] = {}
+        self._next_membership = math.inf
         self._retries: list[tuple[float, int]] = []
         self._watched: set[Call] = set()
         self._first_deadline = math.inf  # or earlier: deadlines move on, this is looked at late
         self._window = Window()
         self.welcome: Welcome | None = None
         self.refusal: Exception | None = None
+        self.groups: Sequence[str] = ()
+        self.broadcasts = Broadcasts()
 
     @property
     def is_welcome(self) -> bool:
@@ -100,6 +106,8 @@ class Session:
     def submit(self, call: EncodeCall, now: float) -> None:
         """Start a call."""
         self._watch(call, now)
+        if call.options.group is not None:
+            call.number = next(self._ids)
         if call.is_all_cut:
             call.finish()
         else:
@@ -109,8 +117,16 @@ class Session:
         """Ask for the server's status."""
         self._watch(call, now)
         request_id = next(self._ids)
-        self._statuses[request_id] = call
+        self._asked[request_id] = call
         self._outbox.append(StatusRequest(request_id).to_frames())
+
+    def set_groups(self, call: MembershipCall, groups: Sequence[str], now: float) -> None:
+        """Be in these groups; said again now and then, as a server that is new doesn't know."""
+        self._watch(call, now)
+        request_id = next(self._ids)
+        self._asked[request_id] = call
+        call.before, self.groups = self.groups, groups
+        self._outbox.append(self._membership_frames(request_id, now))
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has gone, and tell the server not to compute it."""
@@ -122,8 +138,8 @@ class Session:
             self._window.remove(self._open.pop(number).chunk)
         if ids:
             self._outbox.append(Cancel(ids).to_frames())
-        for number in [number for number, waiting in self._statuses.items() if waiting is call]:
-            del self._statuses[number]
+        for number in [number for number, waiting in self._asked.items() if waiting is call]:
+            del self._asked[number]
         if call in self._hellos:
             self._hellos.remove(call)
 
@@ -133,7 +149,7 @@ class Session:
         calls = list(self._watched)
         self._hellos.clear()
         self._cutting.clear()
-        self._statuses.clear()
+        self._asked.clear()
         self._open.clear()
         self._window = Window()
         for call in calls:
@@ -146,6 +162,8 @@ class Session:
         if self._wants_welcome and now >= self._next_hello:
             self._next_hello = now + HELLO_INTERVAL_S
             return Hello(self._client).to_frames()
+        if self.groups and now >= self._next_membership:
+            return self._membership_frames(next(self._ids), now)
         if self._cutting and not self.is_welcome:
             return None
         request = self._due_retry(now) or self._next_request(now)
@@ -166,8 +184,10 @@ class Session:
             self._receive_error(answer, now)
         elif isinstance(answer, Welcome):
             self._receive_welcome(answer)
-        elif isinstance(answer, Status) and answer.id in self._statuses:
-            self._statuses.pop(answer.id).take(answer)
+        elif isinstance(answer, BroadcastPart):
+            self.broadcasts.add(answer)
+        elif answer.id in self._asked:
+            self._receive_asked(answer)
 
     def advance(self, now: float) -> None:
         """End every call that has waited too long for its next answer."""
@@ -185,6 +205,8 @@ class Session:
             instants.append(self._first_deadline)
         if self._wants_welcome:
             instants.append(self._next_hello)
+        if self.groups:
+            instants.append(self._next_membership)
         return min(instants, default=None)
 
     def empty_view(self, call: EncodeCall, name: str) -> Embeddings:
@@ -233,6 +255,19 @@ class Session:
         ttl_ms = int(min(max((call.deadline - now) * 1000, 1), MAX_TTL_MS))
         return call.message(request_id, request.chunk, ttl_ms).to_frames()
 
+    def _membership_frames(self, request_id: int, now: float) -> list[Any]:
+        self._next_membership = now + MEMBERSHIP_INTERVAL_S
+        return Membership(request_id, self.groups).to_frames()
+
+    def _receive_asked(self, answer: Status | Membership) -> None:
+        call = self._asked.pop(answer.id)
+        if isinstance(call, StatusCall) and isinstance(answer, Status):
+            call.take(answer)
+        elif isinstance(call, MembershipCall) and isinstance(answer, Membership):
+            call.finish()
+        else:
+            call.finish(MalformedMessage(f"{self._address} answered what was not asked"))
+
     def _receive_welcome(self, welcome: Welcome) -> None:
         if welcome.limits != self.limits or self.welcome is None:
             self._window.open(welcome.limits)
@@ -261,6 +296,12 @@ class Session:
         error = answer.exception()
         if answer.id is None:
             self.close(error)
+            return
+        if answer.id in self._asked:
+            asked = self._asked.pop(answer.id)
+            if isinstance(asked, MembershipCall):
+                self.groups = asked.before
+            asked.finish(error)
             return
         request = self._open.get(answer.id)
         if request is None:

@@ -7,6 +7,7 @@ back on the route that the request came by; a route that is gone is a lost clien
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
@@ -17,7 +18,8 @@ from typing import Any
 import zmq
 
 from bert_serving.client.errors import MalformedMessage, ProtocolError
-from bert_serving.client.frames import VERSION_FRAME, decode_message
+from bert_serving.client.frames import VERSION_FRAME, decode_header, decode_message
+from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
     Cancel,
     EncodeEnvelope,
@@ -29,6 +31,7 @@ from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
+from .groups import Groups
 from .processes import Parent, run_role
 from .roles import BrokerConfig
 from .roster import Roster
@@ -67,6 +70,7 @@ class Broker:
         self._config = config
         self._scheduler = Scheduler(config.limits)
         self._roster = Roster(config)
+        self._groups = Groups()
         self._frontend = context.socket(zmq.ROUTER)
         self._backend = context.socket(zmq.ROUTER)
         self._supervisor = context.socket(zmq.DEALER)
@@ -172,6 +176,7 @@ class Broker:
                     nbytes=request.nbytes,
                     ttl_s=request.ttl_ms / 1000,
                     payload=frames[2:],
+                    group=request.group,
                 )
             )
         elif isinstance(request, Cancel):
@@ -179,8 +184,11 @@ class Broker:
             self._handle(events.RequestsCancelled(route, request.ids))
         elif isinstance(request, Hello):
             self._on_hello(route, request)
+        elif isinstance(request, Membership):
+            self._on_membership(route, request)
         else:
-            status = self._roster.status(self._scheduler, self._count_clients())
+            num_clients = self._count_clients()
+            status = self._roster.status(self._scheduler, num_clients, self._groups.sizes)
             self._answer(route, Status(request.id, status).to_frames())
 
     def _count_clients(self) -> int:
@@ -201,10 +209,18 @@ class Broker:
         welcome = self._roster.welcome(is_draining=self._scheduler.is_draining)
         self._answer(route, welcome.to_frames())
 
+    def _on_membership(self, route: bytes, membership: Membership) -> None:
+        refusal = self._groups.set(route, membership.groups)
+        if refusal is None:
+            self._answer(route, membership.to_frames())
+        else:
+            self._answer(route, ErrorAnswer(membership.id, "overloaded", refusal).to_frames())
+
     def _answer(self, route: bytes, frames: Sequence[Any]) -> None:
         """Send a client its answer; one that is gone, or reads no answers, is lost."""
         if not self._send(self._frontend, [route, *frames]):
             self._clients.pop(route, None)
+            self._groups.remove(route)
             self._events.append(events.ClientLost(route))
 
     def _send(self, router: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
@@ -285,6 +301,8 @@ class Broker:
     def _act(self, action: events.Action) -> None:
         if isinstance(action, events.Deliver):
             self._answer(action.client, [VERSION_FRAME, *action.answer])
+            if action.group is not None:
+                self._broadcast(action)
         elif isinstance(action, events.Dispatch):
             self._dispatch(action)
         elif isinstance(action, events.AnswerError):
@@ -292,6 +310,16 @@ class Broker:
         else:
             log.error("worker %s holds a batch past its limit", action.worker.decode())
             self._tell_supervisor("worker_stuck", route=action.worker.decode())
+
+    def _broadcast(self, delivered: events.Deliver) -> None:
+        """Send the other members of a group their copies; an error is the sender's alone."""
+        members = self._groups.others(delivered.group.name, delivered.client)
+        if not members or decode_header(delivered.answer[0].buffer).get("type") != "result":
+            return
+        connection = hashlib.blake2b(delivered.client, digest_size=8).hexdigest()
+        frames = broadcast_frames(delivered.group, connection, delivered.answer)
+        for member in members:
+            self._answer(member, frames)
 
     def _dispatch(self, action: events.Dispatch) -> None:
         queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]

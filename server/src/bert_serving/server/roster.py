@@ -108,7 +108,9 @@ class Roster:
             model=self._model,
         )
 
-    def status(self, scheduler: Scheduler, num_clients: int) -> dict[str, Any]:
+    def status(
+        self, scheduler: Scheduler, num_clients: int, groups: Mapping[str, int]
+    ) -> dict[str, Any]:
         """Return the answer to a status request: bert-as-service's fields, and our own."""
         counters = scheduler.counters
         refused, failed = dict(counters.refused), dict(counters.failed)
@@ -132,6 +134,7 @@ class Roster:
                 "num_data_request": counters.accepted,
                 "num_delivered": counters.delivered,
                 "num_cancelled": counters.cancelled,
+                "groups": dict(groups),
                 "num_refused": refused,
                 "num_failed": failed,
                 "queued_requests": scheduler.queued_requests,

@@ -19,7 +19,10 @@ Worker: TypeAlias = bytes
 
 @dataclass(slots=True)
 class RequestArrived:
-    """A client sent a request; it is queued, or refused at once."""
+    """A client sent a request; it is queued, or refused at once.
+
+    `group` says who else gets the answer; it comes back with it.
+    """
 
     client: Client
     request_id: int
@@ -27,6 +30,7 @@ class RequestArrived:
     nbytes: int
     ttl_s: float
     payload: Any
+    group: Any = None
 
 
 @dataclass(slots=True)
@@ -127,6 +131,7 @@ class Deliver:
     client: Client
     request_id: int
     answer: Any
+    group: Any = None
 
 
 @dataclass(slots=True)

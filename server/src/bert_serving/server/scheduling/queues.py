@@ -50,6 +50,7 @@ class Request:
     arrived_at: float
     deadline: float
     payload: Any
+    group: Any = None
     is_open: bool = True
     is_queued: bool = False
     turn: int = -1

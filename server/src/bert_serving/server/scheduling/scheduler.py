@@ -157,6 +157,7 @@ class Scheduler:
             arrived_at=self._now,
             deadline=self._now + new.ttl_s,
             payload=new.payload,
+            group=new.group,
         )
         self.counters.accepted += 1
         self._ledger.open(request)
@@ -237,7 +238,9 @@ class Scheduler:
     def _deliver(self, request: Request, answer: object) -> None:
         self._ledger.close(request)
         self.counters.delivered += 1
-        self._actions.append(events.Deliver(request.client, request.request_id, answer))
+        self._actions.append(
+            events.Deliver(request.client, request.request_id, answer, request.group)
+        )
 
     def _learn(
         self, state: WorkerState, batch: list[Request], tokens: Sequence[int], ran_s: float | None

@@ -1,0 +1,200 @@
+"""What a client is and has open, beneath its calls."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from types import TracebackType
+from typing import Any, TypeVar
+
+from . import options
+from .assembly import Encoding
+from .calls import EncodeOptions, StatusCall
+from .errors import RequestTimeout
+from .messages import Welcome
+from .pairs import check_separator
+from .pending import PendingCalls
+from .pool import ConnectionPool
+from .process import ClientProcess
+from .progress import progress_bar
+from .version import __version__
+
+READY_POLL_S = 0.1
+_CHANGING = ("statistic", "workers")  # what the status has and the configuration has not
+_Self = TypeVar("_Self", bound="BaseClient")
+
+
+class BaseClient:
+    """A server's address, what the caller has chosen, and the connections; see `BertClient`."""
+
+    _max_connections: int | None = None
+
+    def __init__(
+        self,
+        ip: str = "localhost",
+        port: int = options.DEFAULT_PORT,
+        port_out: int = options.DEFAULT_PORT + 1,
+        output_fmt: str = "ndarray",
+        show_server_config: bool = False,
+        identity: str | bytes | None = None,
+        check_version: bool = True,  # noqa: ARG002  # bert-as-service's
+        check_length: bool = True,
+        check_token_info: bool = True,  # noqa: ARG002  # bert-as-service's
+        ignore_all_checks: bool = False,
+        timeout: float | None = options.DEFAULT_TIMEOUT_MS,
+        *,
+        connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
+        pair_separator: str | None = None,
+    ) -> None:
+        self.address = options.server_address(ip, port)
+        self.ip = ip
+        self.port = port
+        self.port_out = port_out
+        self.output_fmt = options.output_format(output_fmt)
+        self.identity = identity or str(uuid.uuid4()).encode("ascii")
+        self.timeout = timeout
+        options.seconds("timeout", timeout)
+        self._name = options.client_name(identity)
+        self._sender = options.sender_name(self.identity)
+        self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
+        self._warn_if_cut = check_length and not ignore_all_checks
+        self._pair_separator = check_separator(pair_separator)
+        self._process = self._new_process()
+        self._parents_process: ClientProcess | None = None
+        try:
+            if not ignore_all_checks:
+                self._welcome()
+                if show_server_config:
+                    self._print_config()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def server_status(self) -> dict[str, Any]:
+        """The server's settings, statistics, `state` and `workers`."""
+        with self._connections().connection(self._timeout_s) as connection:
+            call = StatusCall(self._timeout_s)
+            connection.session.request_status(call, time.monotonic())
+            connection.wait_for(call)
+        call.raise_error()
+        return dict(call.status)
+
+    @property
+    def server_config(self) -> dict[str, Any]:
+        """The server's settings: its status without what changes."""
+        status = self.server_status
+        return {name: value for name, value in status.items() if name not in _CHANGING}
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What this client is and has pending, in this process."""
+        process = self._own_process()
+        pending = process.pending.ids
+        return {
+            "identity": self.identity,
+            "num_request": process.num_requests,
+            "num_pending_request": len(pending),
+            "pending_request": pending,
+            "output_fmt": self.output_fmt,
+            "port": self.port,
+            "port_out": self.port_out,
+            "server_ip": self.ip,
+            "client_version": __version__,
+            "timeout": self.timeout,
+        }
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until the server has a worker that can compute.
+
+        Args:
+            timeout: milliseconds; None for the client's own `timeout`.
+
+        Raises:
+            RequestTimeout: the server was not ready in time.
+
+        """
+        timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
+        deadline = time.monotonic() + timeout_s
+        while self._welcome(refresh=True).state != "ready":
+            if time.monotonic() >= deadline:
+                raise RequestTimeout(
+                    f"{self.address} was not ready within {timeout_s * 1000:.0f} ms: "
+                    "the server answers, but none of its workers does; its log says why"
+                )
+            time.sleep(READY_POLL_S)
+
+    def close(self) -> None:
+        """Close all connections; a second close does nothing."""
+        process = self._process
+        if process.pid == os.getpid() and not process.pool.is_closed:
+            process.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _timeout_s(self) -> float:
+        return options.seconds("timeout", self.timeout)
+
+    def _encode(
+        self, texts: Any, encode_options: EncodeOptions, show_progress_bar: bool = False
+    ) -> Encoding:
+        call = options.new_call(texts, encode_options, self._timeout_s)
+        self._own_process().next_request_id()
+        progress = progress_bar(call.total) if show_progress_bar else None
+        call.on_progress = progress.update if progress else None
+        try:
+            member = self._own_process().member() if encode_options.group is not None else None
+            if member is not None:  # by the connection that would get the copy, so that none comes
+                member.wait_for(call, lambda session, now: session.submit(call, now))
+                return options.finished_encoding(call, member.session)
+            with self._connections().connection(self._timeout_s) as connection:
+                connection.session.submit(call, time.monotonic())
+                connection.wait_for(call)
+                return options.finished_encoding(call, connection.session)
+        finally:
+            if progress:
+                progress.close()
+
+    def _submit(self, pending: PendingCalls, encode_options: EncodeOptions, texts: Any) -> None:
+        """Start a call that nobody waits for."""
+        call = options.new_call(texts, encode_options, self._timeout_s)
+        process = self._own_process()
+        background = process.background()
+        pending.submit(process.next_request_id(), call, background)
+
+    def _welcome(self, *, refresh: bool = False) -> Welcome:
+        with self._connections().connection(self._timeout_s) as connection:
+            if refresh:
+                connection.handshake(self._connect_timeout_s)
+            assert connection.session.welcome is not None
+            return connection.session.welcome
+
+    def _connections(self) -> ConnectionPool:
+        return self._own_process().pool
+
+    def _own_process(self) -> ClientProcess:
+        process = self._process
+        if process.pid != os.getpid():  # a fork: sockets, threads and locks are the parent's
+            self._parents_process, self._process = process, self._new_process()
+        return self._process
+
+    def _new_process(self) -> ClientProcess:
+        pool = ConnectionPool(
+            self.address, self._name, self._connect_timeout_s, self._max_connections
+        )
+        return ClientProcess(pool)
+
+    def _print_config(self) -> None:
+        for name, value in sorted(self.server_config.items()):
+            print(f"{name:>30} = {value}")  # noqa: T201  # what show_server_config is for

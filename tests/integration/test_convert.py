@@ -18,6 +18,7 @@ from server_process import BOOT_S, COMMANDS, SECOND, Starter
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from bert_serving.server.model.checkpoint import find_checkpoint
+from bert_serving.server.model.google_checkpoint import CONVERTED_FILES
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed"
@@ -95,8 +96,8 @@ def default_means(google: tuple[Path, Path, Any]) -> Any:
     return np.stack([out.hidden_states[-2][0].numpy().mean(0) for out in outputs(google)])
 
 
-def test_a_google_directory_is_served_and_converted_once_by_several_workers(
-    start_server: Starter, google: Any, cache: dict[str, str], no_tensorflow: dict[str, str]
+def test_a_google_directory_is_served_and_converted_by_one_of_its_workers(
+    start_server: Starter, google: Any, cache: dict[str, str]
 ) -> None:
     options = ("-model_dir", str(google[0]), "-num_worker", "2", *TINY)
     server = start_server(*options, wait=False, environment=cache)
@@ -107,12 +108,6 @@ def test_a_google_directory_is_served_and_converted_once_by_several_workers(
         )
     assert server.log.count(f"converting {google[0]}/bert_model.ckpt, once, to ") == 1
     assert "oneDNN" not in server.log
-    server.stop()
-    again = start_server(*options, environment={**cache, **no_tensorflow})
-    with again.client() as client:
-        np.testing.assert_allclose(
-            client.encode(TEXTS), default_means(google), rtol=1e-5, atol=1e-5
-        )
 
 
 def test_a_fine_tuned_checkpoint_serves_the_probabilities_of_its_labels(
@@ -143,6 +138,7 @@ def test_what_is_converted_is_served_without_tensorflow(
     start_server: Starter, google: Any, tmp_path: Path, no_tensorflow: dict[str, str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
     run = convert(google[0], out, "-tuned_model_dir", google[1], "-ckpt_name", "model.ckpt-343")
     assert run.returncode == 0
     assert run.stderr == ""
@@ -163,13 +159,13 @@ def test_what_is_converted_is_served_without_tensorflow(
 def test_an_earlier_conversion_is_only_replaced_when_told_so(google: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    assert convert(google[0], out).returncode == 0
+    for name in CONVERTED_FILES:
+        (out / name).touch()
     refused = convert(google[0], out, "-cased_tokenization")
     assert refused.returncode == 1
     assert refused.stderr == (
         f"bert-serving-convert: {out} is not empty: -overwrite replaces an earlier conversion\n"
     )
-    assert '"do_lower_case": true' in (out / "tokenizer_config.json").read_text()
     assert convert(google[0], out, "-cased_tokenization", "-overwrite").returncode == 0
     assert '"do_lower_case": false' in (out / "tokenizer_config.json").read_text()
     (out / "notes.txt").touch()

@@ -203,22 +203,6 @@ def test_changed_files_are_converted_anew_and_what_was_there_goes(google_dir, ca
     assert json.loads((second / "config.json").read_text())["hidden_act"] == "relu"
 
 
-def test_of_several_workers_that_start_together_one_converts(pretrained, cache):
-    script = (
-        "import logging; logging.basicConfig(level='INFO')\n"
-        "from bert_serving.server.model.checkpoint import find_checkpoint\n"
-        "from bert_serving.server.model.conversions import converted\n"
-        f"found = find_checkpoint({str(pretrained[0])!r})\n"
-        "print(converted(found, 'bert_model.ckpt', 'bert_config.json').directory)\n"
-    )
-    command = [sys.executable, "-c", script]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen(command, **pipes) for _ in range(3)]
-    answers = [worker.communicate(timeout=240) for worker in workers]
-    assert {out.strip() for out, _ in answers} == {str(path) for path in conversions(cache)}
-    assert "".join(log for _, log in answers).count("converting") == 1
-
-
 def test_weights_of_hugging_face_go_before_googles(google_dir, other_tensorflow):
     other_tensorflow(NOT_INSTALLED)
     save_tiny_model(google_dir, BertModel)

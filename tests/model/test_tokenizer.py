@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 
 import numpy as np
 import pytest
 from model_reference import TEXTS, edit_json
-from transformers import BertTokenizerFast
+from tiny_tokenizers import save_tokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from bert_serving.server.model.replica import ModelLoadError
 from bert_serving.server.model.tokenizer import load_tokenizer
@@ -32,8 +34,10 @@ def directory(tmp_path, embedded_dir):
     return tmp_path
 
 
-def load(directory, lower_case=None):
-    return load_tokenizer(directory, max_positions=512, lower_case=lower_case, parallel=False)
+def load(directory, lower_case=None, **options):
+    return load_tokenizer(
+        directory, max_positions=512, lower_case=lower_case, parallel=False, **options
+    )
 
 
 def check_same(ours, theirs, rows, max_length=None):
@@ -42,7 +46,11 @@ def check_same(ours, theirs, rows, max_length=None):
     end = 0
     for row, length, is_cut in zip(rows, tokens.lengths, tokens.truncated, strict=True):
         # as a batch of one: alone, transformers takes a pair with an empty second text for no pair
-        options = {"return_special_tokens_mask": True, "verbose": False}
+        options = {
+            "return_special_tokens_mask": True,
+            "return_token_type_ids": True,
+            "verbose": False,
+        }
         whole = theirs([row], **options)
         expected = theirs([row], truncation=True, max_length=max_length or 512, **options)
         own = slice(end, end + length)
@@ -155,3 +163,110 @@ def test_broken_files_are_refused_in_one_line(directory):
     (directory / "vocab.txt").unlink()
     with pytest.raises(ModelLoadError, match=r"no tokenizer.json or vocab.txt"):
         load(directory)
+
+
+KINDS = ("byte_level", "unigram", "albert", "deberta")
+
+
+@pytest.mark.parametrize("max_length", [None, 7, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_are_tokenized_as_by_transformers(tmp_path, texts, kind, max_length):
+    save_tokenizer(kind, tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    marked = ["a <mask> b", "a [MASK], b </s> c [SEP] d<s>", " leading and trailing ", "x<pad>y"]
+    singles = [*marked, *(text for text in texts if isinstance(text, str) and len(text) < 1000)]
+    pairs = [*zip(singles[::2], singles[1::2], strict=False), ("a", "a b c d e f g h"), ("", "")]
+    check_same(load(tmp_path), theirs, [*singles, *pairs], max_length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "around", "between", "segments"),
+    [
+        ("byte_level", ("<s>", "</s>"), ("</s>", "</s>"), [0, 0, 0, 0, 0, 0]),
+        ("unigram", ("<s>", "</s>"), ("</s>", "</s>"), [0, 0, 0, 0, 0, 0]),
+        ("albert", ("[CLS]", "[SEP]"), ("[SEP]",), [0, 0, 0, 1, 1]),
+        ("deberta", ("[CLS]", "[SEP]"), ("[SEP]",), [0, 0, 0, 1, 1]),
+    ],
+)
+def test_special_tokens_are_those_of_the_kind(tmp_path, kind, around, between, segments):
+    save_tokenizer(kind, tmp_path)
+    tokenizer = load(tmp_path)
+    tokens = tokenizer.tokenize([(["a"], ["a"])], is_tokenized=True, max_length=None)
+    texts = tokenizer.token_texts(tokens.ids)
+    assert texts == [around[0], "a", *between, "a", around[1]]
+    assert tokens.segment_ids.tolist() == segments
+    assert tokens.special.tolist() == [text != "a" for text in texts]
+
+
+def test_a_tokenizer_of_files_of_another_kind_is_converted(tmp_path, texts):
+    save_tokenizer("byte_level", tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [" ".join(merge) for merge in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    whole = load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    converted = load(tmp_path)
+    rows = [*texts[:50], ("a", "b c")]
+    for name in ("ids", "segment_ids", "special", "lengths"):
+        ours, expected = (
+            getattr(tokenizer.tokenize(rows, is_tokenized=False, max_length=None), name)
+            for tokenizer in (converted, whole)
+        )
+        assert ours.tolist() == expected.tolist()
+
+
+def test_mpnets_vocabulary_is_not_taken_for_berts(tmp_path):
+    words = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "hello", "<mask>"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    tokenizer = load(tmp_path)
+    tokens = tokenizer.tokenize(["Hello", ("hello", "hello")], is_tokenized=False, max_length=None)
+    assert tokenizer.token_texts(tokens.ids) == [
+        *("<s>", "hello", "</s>"),
+        *("<s>", "hello", "</s>", "</s>", "hello", "</s>"),
+    ]
+
+
+def test_a_tokenizer_that_cannot_be_converted_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ctrl"}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ModelLoadError, match="CTRLTokenizer is written in Python.*put a tokeniz"):
+        load(tmp_path)
+    (tmp_path / "vocab.json").rename(tmp_path / "spiece.model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert"}))
+    with pytest.raises(ModelLoadError, match="pip install sentencepiece protobuf") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_token_is_named_where_there_is_no_token_for_it(tmp_path):
+    save_tokenizer("byte_level", tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for vocab in (content["model"]["vocab"],):
+        vocab["<other>"] = vocab.pop("<unk>")
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != "<unk>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    edit_json(tmp_path / "tokenizer_config.json", unk_token=None)
+    tokenizer = load(tmp_path)
+    rows = [["a", "no such token"]]
+    with pytest.raises(ValueError, match="token 'no such token' is not in the vocabulary"):
+        tokenizer.tokenize(rows, is_tokenized=True, max_length=None)
+    assert tokenizer.tokenize(["Ω"], is_tokenized=False, max_length=None).lengths.tolist() == [4]
+
+
+def test_tokens_go_in_as_they_are_without_special_tokens(embedded_dir):
+    tokenizer = load(embedded_dir, no_special_token=True)
+    rows = [["hello", "[SEP]"], [], (["hello"], ["world"]), ["hello"] * 10]
+    tokens = tokenizer.tokenize(rows, is_tokenized=True, max_length=8)
+    assert tokens.lengths.tolist() == [2, 0, 5, 8]
+    assert tokens.truncated.tolist() == [False, False, False, True]
+    assert tokenizer.token_texts(tokens.ids[:7]) == [
+        *("hello", "[SEP]"),
+        *("[CLS]", "hello", "[SEP]", "world", "[SEP]"),
+    ]
+    assert tokens.special.tolist() == [0, 0, 1, 0, 1, 0, 1, *[0] * 8]
+    texts = tokenizer.tokenize(["hello"], is_tokenized=False, max_length=None)
+    assert tokenizer.token_texts(texts.ids) == ["[CLS]", "hello", "[SEP]"]

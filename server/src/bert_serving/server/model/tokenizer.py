@@ -324,13 +324,16 @@ def _converted_tokenizer(directory: Path) -> RustTokenizer:
 def _check_special_tokens(
     rust: RustTokenizer, config: Mapping[str, Any], names: Mapping[str, str], directory: Path
 ) -> None:
-    """Raise ModelLoadError if tokens are missing that the model, or its kind, says it has."""
-    is_word_piece = isinstance(rust.model, WordPiece)
-    missing = [
+    """Raise ModelLoadError if tokens are missing that its files, or else BERT's, say it has."""
+    is_bert = isinstance(rust.model, WordPiece) and rust.post_processor is None
+    needed = [
         names[name]
         for name in ("unk_token", "cls_token", "sep_token")
-        if (is_word_piece or config.get(name)) and rust.token_to_id(names[name]) is None
+        if is_bert or config.get(name)
     ]
+    if isinstance(rust.model, WordPiece):
+        needed.append(rust.model.unk_token)
+    missing = [name for name in dict.fromkeys(needed) if rust.token_to_id(name) is None]
     if missing:
         raise ModelLoadError(f"{directory}: the vocabulary has no {', '.join(missing)}")
 

@@ -100,7 +100,8 @@ class ServerConfig:
     model_dir: str | None = option(
         None,
         "model",
-        "Hugging Face directory or hub name; without it, the embedded all-MiniLM-L6-v2; "
+        "Hugging Face directory or hub name, or the directory of a Google checkpoint (converted "
+        "once; needs the extra tf); without it, the embedded all-MiniLM-L6-v2; "
         "fake:DIM serves made-up vectors, for tests",
         metavar="DIR",
     )

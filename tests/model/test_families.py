@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_reference import Reference, close, encode, pooled, smallest_cosine, values_of, view
 from tiny_models import save_tiny_model
+from torch._dynamo.utils import counters
 from transformers import (
     AutoTokenizer,
     BertModel,
@@ -25,7 +26,9 @@ from transformers import (
 )
 
 from bert_serving.server.model.bert import BertEncoder
+from bert_serving.server.model.checkpoint import find_checkpoint
 from bert_serving.server.model.families import FAMILIES
+from bert_serving.server.model.kernels import PlainLinear, attend_fused
 from bert_serving.server.model.replica import EncodeRequest
 
 POOLINGS = ("none", "mean", "max", "mean_max", "first", "last")
@@ -141,8 +144,63 @@ def test_padding_in_a_text_is_counted_as_transformers_does(load, made, packed):
         close([values], [states[-1].mean(0)])
 
 
+def test_position_embeddings_can_be_left_out(load, made):
+    directory, reference = made
+    replica = load(directory, no_position_embeddings=True, max_seq_len=LIMIT)
+    expected = reference.hidden_states(ROWS)
+    weight = reference.model.get_input_embeddings().weight
+    table = reference.model.embeddings.position_embeddings.weight
+    assert table.shape[1] == weight.shape[1]
+    kept = table.data.clone()
+    try:
+        table.data.zero_()
+        without = reference.hidden_states(ROWS)
+    finally:
+        table.data.copy_(kept)
+    assert np.abs(without[0] - expected[0]).max() > 0.1
+    _, answer = encode(replica, ROWS, view(layers=-1))
+    close(answer.values, [state[-1].mean(0) for state in without])
+
+
 def test_every_family_is_tried():
     assert {name.split(" ")[0] for name in MODELS} == set(FAMILIES)
+
+
+def test_a_row_without_tokens_is_zeros(load, tmp_path):
+    directory, _ = save_tiny_model(tmp_path, BertModel)
+    bare = load(directory, no_special_token=True)
+    for pooling in (*POOLINGS, "pooler"):
+        for rows in ([[], ["hello"], []], [[]], []):
+            _, answer = encode(bare, rows, view(pooling=pooling), is_tokenized=True)
+            if pooling == "none":
+                assert list(answer.row_splits) == [[0], [0, 0], None, [0, 0, 1, 1]][len(rows)]
+            else:
+                is_zero = [not values.any() for values in answer.values]
+                assert is_zero == [not row for row in rows]
+
+
+def test_compile_is_told_to_do_nothing_on_a_cpu(load, tmp_path, caplog):
+    directory, _ = save_tiny_model(tmp_path, BertModel)
+    with caplog.at_level("INFO"):
+        load(directory, compile=True, gpu_memory_fraction=0.5)
+    assert [record.message for record in caplog.records] == [
+        "compile changes nothing here: on a CPU this model's operations are hand-picked"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # torch's own
+def test_compiled_layers_give_the_same_and_are_one_graph(load, tmp_path):
+    directory, model = save_tiny_model(tmp_path, BertModel, num_hidden_layers=10)
+    replica = load(directory, max_seq_len=LIMIT)
+    checkpoint = find_checkpoint(str(directory))
+    replica._encoder = BertEncoder(
+        replica._encoder.config, checkpoint.read_weights(), device=torch.device("cpu"),
+        dtype=torch.float32, make_linear=PlainLinear, attend=attend_fused, compile=True,
+    )  # fmt: skip
+    before = counters["stats"]["unique_graphs"]
+    check_views(replica, Reference(model, AutoTokenizer.from_pretrained(directory), LIMIT))
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 def check_views(replica, reference):

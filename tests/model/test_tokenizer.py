@@ -233,7 +233,7 @@ def test_a_tokenizer_that_cannot_be_converted_is_refused_with_what_to_do(tmp_pat
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "ctrl"}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    with pytest.raises(ModelLoadError, match="CTRLTokenizer is written in Python.*put a tokeniz"):
+    with pytest.raises(ModelLoadError, match=r"CTRLTokenizer is written in Python.*put a tokeniz"):
         load(tmp_path)
     (tmp_path / "vocab.json").rename(tmp_path / "spiece.model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert"}))

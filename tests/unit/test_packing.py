@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_serving.server.model.packing import pack, padded_size
+from bert_serving.server.model.packing import pack, padded_parts, padded_size
 
 
 def pack_all(lengths, max_tokens):
@@ -72,3 +72,25 @@ def test_sizes_are_rounded_up_to_few_and_by_little() -> None:
     assert len(set(sizes)) == 48
     assert padded_size(1024) == 1024
     assert padded_size(0) == 0
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 99))
+def test_padded_parts_hold_every_group_once_and_waste_little(lengths, share, least):
+    (batch,) = pack_all(lengths, 10_000)
+    parts = padded_parts(batch.groups, share, least)
+    assert [group for part in parts for group in part] == list(batch.groups)
+    for part in parts:
+        *shorter, longest = part
+        tokens = sum(group.rows * group.length for group in part)
+        padded = sum(group.rows for group in part) * longest.length
+        # the last group came only while there was too little, or little to waste
+        before = tokens - longest.rows * longest.length
+        assert not shorter or before < least or padded <= (1 + share) * tokens
+
+
+def test_rows_of_very_different_lengths_are_not_padded_to_the_longest():
+    (batch,) = pack_all([2] * 50 + [3] * 50 + [100], 10_000)
+    lengths = [[group.length for group in part] for part in padded_parts(batch.groups, 0.25, 64)]
+    assert lengths == [[2, 3], [100]]
+    lengths = [[group.length for group in part] for part in padded_parts(batch.groups, 0.25, 512)]
+    assert lengths == [[2, 3, 100]]

@@ -13,14 +13,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zmq
 from server_process import SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, Response
-from bert_serving.client.errors import InvalidRequest, RequestTimeout, ServerUnreachable
+from bert_serving.client.errors import (
+    InvalidRequest,
+    MalformedMessage,
+    RequestTimeout,
+    ServerUnreachable,
+)
+from bert_serving.client.messages import Limits, Welcome
 from bert_serving.client.pending import MAX_ROWS_AHEAD
+from bert_serving.client.view import DEFAULT_VIEW
 from bert_serving.server.model.fake import fake_embedding, fake_tokens
 
 DIM = 384
@@ -244,6 +253,49 @@ def test_an_error_is_raised_by_fetch_and_the_others_stay(client: BertClient) -> 
             errors.append(type(error))
     assert sorted(errors, key=str) == sorted([InvalidRequest, TypeError], key=str)
     assert still_answers(client)
+
+
+def test_an_error_is_raised_by_fetch_all_and_the_others_stay(client: BertClient) -> None:
+    client.encode(batch(1), blocking=False)
+    client.encode(TEXTS, blocking=False, layers=99)
+    client.encode(batch(3), blocking=False)
+    with pytest.raises(InvalidRequest):
+        client.fetch_all()
+    assert client.status["pending_request"] == {1, 3}
+    assert np.array_equal(client.fetch_all(concat=True), expected(batch(1) + batch(3)))
+
+
+def welcome_and_talk_nonsense(server: zmq.Socket[Any], until: threading.Event) -> None:
+    greeting = Welcome("a test", "ready", Limits(), DEFAULT_VIEW, {"hidden_size": DIM})
+    while not until.is_set():
+        if server.poll(50):
+            route, _, header = server.recv_multipart()[:3]
+            is_hello = msgpack.unpackb(header)["type"] == "hello"
+            server.send_multipart([route, *(greeting.to_frames() if is_hello else [b"nonsense"])])
+    server.close()
+
+
+def test_a_server_that_talks_nonsense_ends_all_that_is_pending_and_can_be_tried_again() -> None:
+    context: zmq.Context[Any] = zmq.Context()
+    server = context.socket(zmq.ROUTER)
+    server.linger = 0
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool, BertClient(port=port, ignore_all_checks=True) as client:
+        talking = pool.submit(welcome_and_talk_nonsense, server, over)
+        for _ in range(2):
+            background = client._process.background()
+            with background.locked():  # so that both are on their way when the answer comes
+                client.encode(TEXTS, blocking=False)
+                client.encode(TEXTS, blocking=False)
+            for _ in range(2):
+                with pytest.raises(MalformedMessage, match="cannot be read"):
+                    client.fetch_all()
+            assert client.fetch_all() is None
+            eventually(lambda before=background: before.is_over)
+        over.set()
+        talking.result(5 * SECOND)
+    context.term()
 
 
 def test_a_mistake_that_can_be_seen_is_raised_at_once(client: BertClient) -> None:

@@ -22,6 +22,7 @@ from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
 from .errors import RequestTimeout, ServerUnreachable
+from .listening import warn_if_dropped
 from .pairs import check_separator
 from .session import Session
 from .sockets import send_frames
@@ -105,6 +106,8 @@ class _AsyncConnection:
                 await asyncio.wait_for(self._arrived.wait(), left_s)
             except asyncio.TimeoutError:
                 return None
+        dropped, unread.dropped = unread.dropped, 0
+        warn_if_dropped(dropped, stacklevel=3)
         return unread.take()
 
     def _set_timer(self) -> None:

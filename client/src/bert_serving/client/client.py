@@ -154,10 +154,11 @@ class BertClient(BaseClient):
             concat: all in one, an array or (`output_fmt="list"`) a list of all rows.
 
         Returns:
-            A list with the embeddings of each call; None if nothing is pending.
+            A list with the embeddings of each call; None if nothing is pending. If a call has
+            ended with an error, that is raised, and another `fetch_all` has the others.
 
         """
-        responses = list(self.fetch())
+        responses = [self._response(done) for done in self._own_process().pending.take_all()]
         if not responses:
             return None
         if sort:

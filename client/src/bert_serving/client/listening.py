@@ -51,17 +51,22 @@ def next_broadcast(background: Background, timeout_s: float) -> Broadcast | None
         with background.locked():
             dropped, unread.dropped = unread.dropped, 0
             broadcast = unread.take() if unread else None
-        if dropped:
-            warnings.warn(
-                f"{dropped} broadcasts were dropped: they came faster than listen() reads",
-                BroadcastWarning,
-                stacklevel=3,
-            )
+        warn_if_dropped(dropped, stacklevel=3)
         if broadcast is not None or time.monotonic() >= deadline:
             return broadcast
         if background.is_over:
             assert background.session.refusal is not None
             raise background.session.refusal
+
+
+def warn_if_dropped(dropped: int, stacklevel: int) -> None:
+    """Warn a listener about broadcasts that it will not get."""
+    if dropped:
+        warnings.warn(
+            f"{dropped} broadcasts were dropped: they came faster than listen() reads",
+            BroadcastWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def _without(session: Session, group: str) -> list[str]:

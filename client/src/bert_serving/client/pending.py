@@ -90,9 +90,22 @@ class PendingCalls:
             if isinstance(done, Exception):
                 self._rows -= 1
                 raise done
-            submitted = self._submitted.pop(done)
-            self._rows -= submitted.rows
-        return DoneCall(done, submitted.call, submitted.background.session)
+            return self._pop(done)
+
+    def take_all(self) -> list[DoneCall]:
+        """Wait for all calls to be done and return them.
+
+        If one has ended with an error, it is returned alone, and the others stay.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._done) >= len(self._submitted))
+            ids = [done for done in self._done if isinstance(done, int)]
+            failed = [done for done in ids if self._submitted[done].call.error is not None]
+            taken = failed[:1] or ids
+            for done in taken:
+                self._done.remove(done)
+            self._changed.notify_all()
+            return [self._pop(done) for done in taken]
 
     def feed(self, batches: Iterable[Any], submit: Callable[[Any], None]) -> None:
         """Submit batches in a thread of their own, not far ahead of who takes the answers."""
@@ -116,6 +129,11 @@ class PendingCalls:
             self._changed.notify_all()
         for call, background, _ in submitted:
             background.abandon(call)
+
+    def _pop(self, request_id: int) -> DoneCall:
+        call, background, rows = self._submitted.pop(request_id)
+        self._rows -= rows
+        return DoneCall(request_id, call, background.session)
 
     def _feed(self, batches: Iterable[Any], submit: Callable[[Any], None]) -> None:
         try:

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from bert_serving.client.errors import MalformedMessage, ProtocolError
-from bert_serving.client.frames import VERSION_FRAME, decode_header, decode_message
+from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header, decode_message
 from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
     Cancel,
@@ -188,7 +188,7 @@ class Broker:
             self._on_membership(route, request)
         else:
             num_clients = self._count_clients()
-            status = self._roster.status(self._scheduler, num_clients, self._groups.sizes)
+            status = self._roster.status(self._scheduler, num_clients, self._groups)
             self._answer(route, Status(request.id, status).to_frames())
 
     def _count_clients(self) -> int:
@@ -314,7 +314,7 @@ class Broker:
     def _broadcast(self, delivered: events.Deliver) -> None:
         """Send the other members of a group their copies; an error is the sender's alone."""
         members = self._groups.others(delivered.group.name, delivered.client)
-        if not members or decode_header(delivered.answer[0].buffer).get("type") != "result":
+        if not members or not _is_result(delivered.answer[0].buffer):
             return
         connection = hashlib.blake2b(delivered.client, digest_size=8).hexdigest()
         frames = broadcast_frames(delivered.group, connection, delivered.answer)
@@ -333,6 +333,13 @@ class Broker:
             retry_after_ms = round(action.retry_after_s * 1000)
         answer = ErrorAnswer(action.request_id, action.code, action.message, retry_after_ms)
         self._answer(action.client, answer.to_frames())
+
+
+def _is_result(header: Buffer) -> bool:
+    try:
+        return decode_header(header).get("type") == "result"
+    except ProtocolError:  # the sender will find out; the members need not
+        return False
 
 
 if __name__ == "__main__":

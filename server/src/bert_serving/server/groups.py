@@ -45,9 +45,14 @@ class Groups:
         return [route for route in self._members.get(name, ()) if route != sender]
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """How many members each group has."""
-        return {name: len(members) for name, members in self._members.items()}
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return len(self._members)
+
+    @property
+    def num_members(self) -> int:
+        """How many members they have; who is in several counts as often."""
+        return sum(map(len, self._members.values()))
 
     def _refusal(self, joined: Collection[str]) -> str | None:
         created = sum(name not in self._members for name in joined)

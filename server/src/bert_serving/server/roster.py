@@ -13,6 +13,7 @@ import zmq
 from bert_serving.client.messages import MAX_ROWS, Limits, Welcome
 from bert_serving.client.rows import MAX_ROWS_BYTES
 
+from .groups import Groups
 from .roles import BrokerConfig
 from .scheduling.scheduler import Scheduler
 from .version import __version__
@@ -108,9 +109,7 @@ class Roster:
             model=self._model,
         )
 
-    def status(
-        self, scheduler: Scheduler, num_clients: int, groups: Mapping[str, int]
-    ) -> dict[str, Any]:
+    def status(self, scheduler: Scheduler, num_clients: int, groups: Groups) -> dict[str, Any]:
         """Return the answer to a status request: bert-as-service's fields, and our own."""
         counters = scheduler.counters
         refused, failed = dict(counters.refused), dict(counters.failed)
@@ -134,7 +133,8 @@ class Roster:
                 "num_data_request": counters.accepted,
                 "num_delivered": counters.delivered,
                 "num_cancelled": counters.cancelled,
-                "groups": dict(groups),
+                "num_groups": groups.num_groups,
+                "num_members": groups.num_members,
                 "num_refused": refused,
                 "num_failed": failed,
                 "queued_requests": scheduler.queued_requests,

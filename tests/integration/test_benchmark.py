@@ -308,5 +308,5 @@ def test_a_picture_can_be_drawn_of_whatever_was_found(name: str, tmp_path: Path)
             measurements=measurements,
         )  # fmt: skip
         path = tmp_path / f"{number}.png"
-        plots.draw(result, path)
+        plots.draw(result, "a machine", path)
         assert path.read_bytes().startswith(PNG)

@@ -381,8 +381,24 @@ GOOD = measure(4, calls({0: [1.0] * 4, 1: [1.5] * 4}, rows=4096), Work(5, 384, 4
 BAD = failure(64, RuntimeError("no memory | left"))
 
 
+def head(*measurements: Measurement, rows: int = 1000) -> list[str]:
+    found = results(*measurements)
+    return report.experiment_head(
+        found.experiments[0], varies_server=False, rows=rows, rows_per_s=found.best_rows_per_s
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "time"), [(1000, "10 s"), (36_000, "6 min"), (2_000_000, "5 h 33 min")]
+)
+def test_how_long_an_experiment_takes_is_foretold_by_what_was_reached(rows: int, time: str) -> None:
+    assert "about" not in head(rows=rows)[0]
+    reached = measure(1, calls({0: [1.0] * 4}, rows=100), None)
+    assert head(reached, BAD, rows=rows)[0].endswith(f"{rows:,} sentences, about {time}")
+
+
 def test_a_line_of_the_table_stands_below_its_titles() -> None:
-    *_, titles = report.experiment_head(results().experiments[0], is_servers=False)
+    *_, titles = head()
     for measurement in (GOOD, BAD):
         line = report.table_line("num_client", measurement)
         place = titles.index("tokens/s") + len("tokens/s")

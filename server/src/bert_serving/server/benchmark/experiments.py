@@ -24,7 +24,7 @@ class Variable:
         name: of the option that it varies; `-test_NAME` has its values.
         values: the default ones; None stands for each layer of the model.
         least, most: what a value may be.
-        is_servers: whether each value needs a server of its own.
+        varies_server: whether each value needs a server of its own.
         meaning: what it is, for the help.
 
     """
@@ -33,7 +33,7 @@ class Variable:
     values: tuple[int, ...] | None
     least: int
     most: int
-    is_servers: bool
+    varies_server: bool
     meaning: str
 
 
@@ -67,6 +67,11 @@ class Load:
     num_repeat: int = 10
     sentence_words: int | None = None
     pooling_layer: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Sentences sent in all."""
+        return self.num_client * self.client_batch_size * self.num_repeat
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,11 @@ class Experiment:
         return self._step(self.values[0], server_options, Load()).server_options
 
     def _step(self, value: int, server_options: Mapping[str, Any], load: Load) -> Step:
-        if self.variable.is_servers:
+        if self.variable.varies_server:
             server_options = {**server_options, self.name: value}
         if self.name == "max_seq_len":
             load = replace(load, sentence_words=value)
-        elif not self.variable.is_servers:
+        elif not self.variable.varies_server:
             load = replace(load, **{self.name: value})
         return Step(value, server_options, load)
 

@@ -33,14 +33,14 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(result: ExperimentResult, path: Path) -> None:
+def draw(result: ExperimentResult, machine: str, path: Path) -> None:
     """Write a picture: throughput above, latency below, over the values of the variable."""
     from matplotlib.figure import Figure  # without pyplot: no display is ever looked for
 
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     figure.suptitle(f"{result.model['name']}: {result.name}", x=0.01, ha="left", weight="bold")
-    caption = f"{result.model_words}\n{result.load}"
+    caption = f"{result.model_words}\n{result.load}\n{machine}"
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
     measurements = sorted(result.measurements, key=lambda measurement: measurement.value)
     _throughput(top, measurements)
@@ -78,6 +78,7 @@ def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
             *((value, rate),),
             xytext=(7, 7),
             textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
             fontsize=8,
         )
     axes.set_ylabel("sentences/s")

@@ -79,6 +79,12 @@ class Results:
     experiments: list[ExperimentResult] = field(default_factory=list)
     ended: str = "not finished"
 
+    @property
+    def best_rows_per_s(self) -> float:
+        """The best rate so far; 0 if there is none."""
+        measured = [m for experiment in self.experiments for m in experiment.measurements]
+        return max((m.rows_per_s.middle for m in measured), default=0.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return everything, as JSON has it."""
         return asdict(self)
@@ -107,13 +113,24 @@ def _columns(name: str) -> list[_Column]:
     ]
 
 
-def experiment_head(result: ExperimentResult, *, is_servers: bool) -> list[str]:
-    """Return the lines above an experiment's values, for the terminal."""
-    servers = "a server for each value" if is_servers else "one server for all values"
+def experiment_head(
+    result: ExperimentResult, *, varies_server: bool, rows: int, rows_per_s: float
+) -> list[str]:
+    """Return the lines above an experiment's values, for the terminal.
+
+    Args:
+        result: of the experiment, without values yet.
+        varies_server: whether each value has a server of its own.
+        rows: sentences to send in all.
+        rows_per_s: what was reached before, to foretell how long it takes; 0 if not known.
+
+    """
+    servers = "a server for each value" if varies_server else "one server for all values"
+    time = f", about {_duration(rows / rows_per_s)}" if rows_per_s else ""
     product = [str(result.matrix_product)] if result.matrix_product else []
     titles = "  ".join(column.title.rjust(column.width) for column in _columns(result.name))
     return [
-        f"\n{result.name}: {servers}",
+        f"\n{result.name}: {servers}, {rows:,} sentences{time}",
         *(f"  {line}" for line in (result.load, result.model_words, *product)),
         titles,
     ]
@@ -171,14 +188,15 @@ def _section(experiment: ExperimentResult) -> str:
 
 
 def _legend() -> str:
-    return (
-        "sentences/s and tokens/s: of all clients together, median over slices of the time in "
-        f"which all are at work, the first {WARM_UP_REPEATS} calls of each left out. per client: "
-        "mean of the clients' own rates. ms: of a call. rows: sentences answered in all, the first "
-        f"{WARM_UP_REPEATS} calls included. share: FLOPs on real tokens (an inner layer of four "
-        "times the hidden size assumed) over the machine's best matrix product, measured while the "
-        "server was idle. errors: calls that ended with one."
-    )
+    return f"""\
+- sentences/s, tokens/s: of all clients together: median, and least to most, over slices of the time
+  in which all of them are at work. The first {WARM_UP_REPEATS} calls of each are left out.
+- per client: mean of the clients' own rates.
+- ms: duration of a call, percentiles.
+- rows: sentences answered in all, the first {WARM_UP_REPEATS} calls included.
+- share: FLOPs on real tokens, an inner layer of four times the hidden size assumed, over those of
+  the machine's best matrix product, measured while the server was idle.
+- errors: calls that ended with one, by type; they speed nothing up."""
 
 
 def _cell(text: str) -> str:
@@ -187,6 +205,13 @@ def _cell(text: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _range(spread: Spread) -> str:

@@ -137,9 +137,14 @@ class Benchmark:
                 raise
         result = self._new_result(experiment)
         self._results.experiments.append(result)
-        for line in report.experiment_head(result, is_servers=experiment.variable.is_servers):
-            self._say(line)
         steps = experiment.steps(options, load, self._status["model"]["num_layers"])
+        for line in report.experiment_head(
+            result,
+            varies_server=experiment.variable.varies_server,
+            rows=sum(step.load.rows for step in steps),
+            rows_per_s=self._results.best_rows_per_s,
+        ):
+            self._say(line)
         try:
             for step in steps:
                 self._add(result, self._measure(step, result.matrix_product))
@@ -266,4 +271,4 @@ class Benchmark:
     def _draw(self, result: ExperimentResult) -> None:
         if self._config.plots and result.measurements:
             result.picture = f"{result.name}.png"
-            plots.draw(result, self._config.output / result.picture)
+            plots.draw(result, str(self._results.machine), self._config.output / result.picture)

@@ -130,8 +130,10 @@ def to_benchmark_config(
 
 
 def _add_experiment(group: Any, variable: Variable) -> None:
-    values = " ".join(map(str, variable.values)) if variable.values else "each of the model's layers"
-    servers = ", with a server for each value" if variable.is_servers else ""
+    values = (
+        " ".join(map(str, variable.values)) if variable.values else "each of the model's layers"
+    )
+    servers = ", with a server for each value" if variable.varies_server else ""
     group.add_argument(
         *_names(f"test_{variable.name}"),
         type=_whole_number(variable.least, variable.most),

@@ -179,3 +179,18 @@ def test_subclasses_of_str_are_packed_as_plain_texts() -> None:
     assert rows_of(chunks(RowSource([Text("a"), np.str_("b"), (Text("c"), "d")]))) == [
         "a", "b", ("c", "d"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_separator_makes_pairs_of_rows_that_contain_it(drawn: bool) -> None:
+    rows = ["a ||| b", "c", ("d ||| e", "f"), "||| g"]
+    source = RowSource(iter(rows) if drawn else rows, pair_separator=" ||| ")
+    assert rows_of(chunks(source)) == [("a", "b"), "c", ("d ||| e", "f"), "||| g"]
+    tokens = RowSource([["a", "|||", "b"]], is_tokenized=True, pair_separator=" ||| ")
+    assert rows_of(chunks(tokens), is_tokenized=True) == [(["a"], ["b"])]
+
+
+def test_an_iterator_that_must_be_counted_is_drawn_at_once() -> None:
+    source = RowSource(iter("abcd"), is_counted=True)
+    assert source.total == 4
+    assert rows_of(chunks(source)) == list("abcd")

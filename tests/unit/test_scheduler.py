@@ -97,6 +97,15 @@ def test_a_request_goes_to_an_idle_worker_at_once_and_its_answer_to_its_client()
     assert scene.scheduler.is_idle
 
 
+def test_who_else_gets_an_answer_comes_back_with_it_also_after_a_worker_was_lost() -> None:
+    scene = Scene()
+    scene.start("v")
+    scene.play(RequestArrived(b"a", 1, 1, 40, 60.0, "a1", group="readers"))
+    scene.lose("v")
+    scene.start("w")
+    assert scene.answer("w") == [Deliver(b"a", 1, "answer to a1", "readers")]
+
+
 def test_requests_wait_for_a_worker_and_go_out_together_when_one_comes() -> None:
     scene = Scene()
     assert scene.ask("a0") == scene.ask("b0") == []

@@ -51,10 +51,10 @@ def draw(result: ExperimentResult, machine: str, path: Path) -> None:
 
 
 def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
-    values = [m.value for m in measurements]
-    rates = [m.rows_per_s.middle for m in measurements]
-    below = [m.rows_per_s.middle - m.rows_per_s.least for m in measurements]
-    above = [m.rows_per_s.most - m.rows_per_s.middle for m in measurements]
+    answered = [m for m in measurements if m.latency_ms is not None]
+    values, rates = [m.value for m in answered], [m.rows_per_s.middle for m in answered]
+    below = [m.rows_per_s.middle - m.rows_per_s.least for m in answered]
+    above = [m.rows_per_s.most - m.rows_per_s.middle for m in answered]
     axes.errorbar(
         *(values, rates, (below, above)),
         fmt="o-",
@@ -63,15 +63,6 @@ def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
         elinewidth=1,
         label="all clients: median, min to max",
     )
-    failed = [m for m in measurements if m.errors]
-    if failed:
-        axes.plot(
-            *([m.value for m in failed], [m.rows_per_s.middle for m in failed], "x"),
-            color=ERRORS,
-            markersize=11,
-            markeredgewidth=2,
-            label="with errors",
-        )
     for value, rate in zip(values, rates, strict=True):
         axes.annotate(
             f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
@@ -81,13 +72,29 @@ def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
             fontsize=8,
         )
+    _errors(axes, [m for m in measurements if m.errors])
     axes.set_ylabel("sentences/s")
-    axes.set_ylim(0, max(m.rows_per_s.most for m in measurements) * 1.25 or 1)
+    axes.set_ylim(0, max((m.rows_per_s.most for m in answered), default=0) * 1.25 or 1)
     axes.margins(x=0.08)
     _finish(axes)
 
 
+def _errors(axes: Axes, failed: Sequence[Measurement]) -> None:
+    if failed:
+        axes.plot(
+            *([m.value for m in failed], [m.rows_per_s.middle for m in failed], "x"),
+            color=ERRORS,
+            markersize=11,
+            markeredgewidth=2,
+            clip_on=False,
+            zorder=3,
+            label="with errors: see the table",
+        )
+
+
 def _latency(axes: Axes, measurements: Sequence[Measurement]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     answered = [(m.value, m.latency_ms) for m in measurements if m.latency_ms is not None]
     axes.set_ylabel("latency of a call [ms]")
     if not answered:
@@ -100,7 +107,8 @@ def _latency(axes: Axes, measurements: Sequence[Measurement]) -> None:
     every = [_percentile(latency, name) for _, latency in answered for name in ("p50", "p99")]
     if max(every) > _WIDE * min(every):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, max(every) * 1.15)
     _finish(axes)
@@ -114,8 +122,7 @@ def _finish(axes: Axes) -> None:
     axes.grid(visible=True, color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
+    axes.yaxis.set_major_formatter(lambda height, _: f"{height:,g}")
 
 
 def _value_axis(axes: Axes, values: Sequence[int]) -> None:

@@ -24,7 +24,8 @@ class ExperimentResult:
         model: what the server says of its model.
         workers: how many it has.
         settings: of the server of the first value.
-        matrix_product: measured while it was idle; None for a model that multiplies none.
+        matrix_product: the best until then, measured while the server was idle; None for a
+            model that multiplies none.
         measurements: one a value.
         picture: the name of its file; None if there is none.
 
@@ -195,7 +196,8 @@ def _legend() -> str:
 - ms: duration of a call, percentiles.
 - rows: sentences answered in all, the first {WARM_UP_REPEATS} calls included.
 - share: FLOPs on real tokens, an inner layer of four times the hidden size assumed, over those of
-  the machine's best matrix product, measured while the server was idle.
+  the machine's best matrix product, measured while the server was idle. Above 1, others used the
+  machine just then.
 - errors: calls that ended with one, by type; they speed nothing up."""
 
 
@@ -209,7 +211,7 @@ def _number(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 

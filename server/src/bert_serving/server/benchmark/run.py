@@ -96,6 +96,7 @@ class Benchmark:
         self._status: dict[str, Any] = {}
         self._words = config.words
         self._has_served = False
+        self._product: MatrixProduct | None = None
         self._results = Results(
             date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             machine=Machine.this(),
@@ -125,7 +126,8 @@ class Benchmark:
         self._say(f"\nresults: {self._config.output / report.MARKDOWN}")
         failed = [m for e in self._results.experiments for m in e.measurements if m.errors]
         if failed:
-            self._say(f"{len(failed)} values had errors")
+            values = "1 value" if len(failed) == 1 else f"{len(failed)} values"
+            self._say(f"{values} had errors")
         return exit_codes.FAILED if failed else exit_codes.OK
 
     def _run_experiment(self, experiment: Experiment) -> None:
@@ -236,9 +238,12 @@ class Benchmark:
         if model["architecture"] == "fake":  # it multiplies nothing
             return None
         devices = {worker["device"] for worker in self._status["workers"]}
-        return best_matrix_product(
+        product = best_matrix_product(
             model["dtype"], model["device"], len(devices), self._check_signals
         )
+        # the best so far is nearest to the limit: others may be using the machine now
+        self._product = max(product, self._product or product, key=lambda p: p.gflops or 0.0)
+        return self._product
 
     def _work(self, load: Load, product: MatrixProduct | None) -> Work | None:
         if product is None:

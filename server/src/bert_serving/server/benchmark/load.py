@@ -1,14 +1,15 @@
 """Puts a load on a server: clients in processes of their own, and what their calls took.
 
 How many processes for so many clients? As many as there are cores, with the clients as
-threads in them. 64 blocking clients of the fake model on two cores, medians of three:
+threads in them. 64 blocking clients of the fake model on two cores, which others used as well,
+medians of three:
 
 | processes | sentences/s, one a call | 64 a call | seconds to start |
 | --- | --- | --- | --- |
 | 1, of 64 threads | 2,670 | 132,000 | 0.3 |
 | 2, of 32 threads | 5,410 | 161,000 | 0.3 |
 | 4, of 16 threads | 5,400 | 116,000 | 0.5 |
-| 64, of 1 thread | 2,580 | 64,500 | 6.4 |
+| 64, of 1 thread | 2,580 | 64,500 | 6 to 20 |
 | 2, of 32 asyncio clients | 5,840 | 180,000 | 0.3 |
 
 In one process threads wait for the interpreter's lock, many take the server's cores. The

@@ -2,8 +2,8 @@
 
 A rate is counted while all clients are at work, in as many slices of time as repeats are
 measured; each call's rows are spread evenly over its duration. The sum over clients of
-rows over duration, which comes to mind first, was up to three times too high: clients
-that are not in step are each fastest while others rest.
+rows over duration, which comes to mind first, was nearly three times too high in one run:
+clients that are not in step are each fastest while others rest.
 """
 
 from __future__ import annotations

@@ -132,6 +132,13 @@ def test_scheduling_has_no_socket_and_no_clock() -> None:
             assert not top_levels(name) & IMPURE, f"{module} by way of {name}"
 
 
+@pytest.mark.parametrize("module", ["requests", "answers", "mailbox", "settings", "statistic"])
+def test_what_decides_in_the_legacy_gateway_has_no_socket_and_no_clock(module: str) -> None:
+    name = f"{SERVER}.gateway.legacy.{module}"
+    for reached in {name, *reached_from(name)}:
+        assert not top_levels(reached) & IMPURE, reached
+
+
 def test_torch_is_imported_only_by_models() -> None:
     for module in imports():
         if "torch" in top_levels(module):

@@ -44,6 +44,7 @@ from .answers import (
 from .mailbox import Mailbox
 from .requests import LegacyRequest, Unanswerable, parse_request, parse_rows
 from .settings import legacy_settings
+from .sockets import FLUSH_MS, CannotListen, inbound_socket, listen, outbound_socket
 from .statistic import Statistic
 
 log = logging.getLogger("bert_serving.legacy")
@@ -54,15 +55,10 @@ MAX_HELD_ANSWERS = 10_000
 MAX_HELD_BYTES = 128 << 20
 HOLD_S = 30.0  # an answer, for a client that has not subscribed yet or has no room
 LAST_HOLD_S = 1.0  # the same, in a server that is stopping
-MAX_UNREAD_REQUESTS = 8  # of one client, beside what its own socket holds
-MAX_UNREAD_ANSWERS = 64  # likewise
-MAX_MESSAGE_BYTES = 2 * requests.MAX_BODY_BYTES  # a client that sends more is disconnected
 MAX_MESSAGES_A_TURN = 64
 CALL_TIMEOUT_S = 600.0  # an old client waits for ever: this is three batches that hang, and more
 GREETING_S = 0.5
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
-FLUSH_MS = 2_000
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 10_000, 30_000  # as the native protocol's
 
 
 def run(config: LegacyConfig) -> int:
@@ -85,8 +81,8 @@ class LegacyGateway:
     def __init__(self, config: LegacyConfig, context: zmq.Context[Any]) -> None:
         self._config = config
         self._ports = (config.port, config.port_out)
-        self._inbound = context.socket(zmq.PULL)
-        self._outbound = context.socket(zmq.XPUB)
+        self._inbound = inbound_socket(context)
+        self._outbound = outbound_socket(context)
         self._broker = open_socket(context, config.native)
         self._supervisor = context.socket(zmq.DEALER)
         self._session = Session(f"legacy gateway, pid {os.getpid()}", config.native)
@@ -106,22 +102,12 @@ class LegacyGateway:
         self._supervisor.routing_id = gateway_route(os.getpid())
         self._supervisor.linger = FLUSH_MS
         self._supervisor.connect(self._config.supervisor)
-        for socket in (self._inbound, self._outbound):
-            socket.ipv6 = ":" in self._config.host
-            socket.heartbeat_ivl = HEARTBEAT_MS
-            socket.heartbeat_timeout = HEARTBEAT_TIMEOUT_MS
-        self._inbound.rcvhwm = MAX_UNREAD_REQUESTS
-        self._inbound.maxmsgsize = MAX_MESSAGE_BYTES
-        self._outbound.sndhwm = MAX_UNREAD_ANSWERS
-        self._outbound.maxmsgsize = requests.MAX_IDENTITY_BYTES + 1  # subscriptions come in
-        self._outbound.xpub_nodrop = 1  # say so when a subscriber has no room
-        self._outbound.linger = FLUSH_MS
         try:
             addresses = [
-                self._bind(self._inbound, self._config.port, "legacy_port"),
-                self._bind(self._outbound, self._config.port_out, "legacy_port_out"),
+                listen(self._inbound, self._config.host, self._config.port, "legacy_port"),
+                listen(self._outbound, self._config.host, self._config.port_out, "legacy_port_out"),
             ]
-        except _CannotListen as error:
+        except CannotListen as error:
             self._supervisor.send_multipart(message("boot_failed", cause=str(error)))
             return False
         self._ports = (port_of(addresses[0]), port_of(addresses[1]))
@@ -156,16 +142,6 @@ class LegacyGateway:
         """Send what waits to be sent, close."""
         for socket in (self._inbound, self._outbound, self._broker, self._supervisor):
             socket.close()
-
-    def _bind(self, socket: zmq.Socket[Any], port: int, option: str) -> str:
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        try:
-            socket.bind(f"tcp://{host}:{port or '*'}")
-        except zmq.ZMQError as error:
-            raise _CannotListen(
-                f"cannot listen on {self._config.host}, -{option} {port}: {error.strerror}"
-            ) from None
-        return socket.get_string(zmq.LAST_ENDPOINT)
 
     @property
     def _has_room(self) -> bool:
@@ -241,7 +217,7 @@ class LegacyGateway:
         self._session.request_status(call, time.monotonic())
 
     def _on_status(self, call: StatusCall, request: LegacyRequest) -> None:
-        self._open.pop(call)
+        self._close(call)
         if call.error is not None:
             self._answers.append(settings_error_answer(request, str(call.error)))
             return
@@ -288,7 +264,7 @@ class LegacyGateway:
         )
 
     def _on_encoded(self, call: EncodeCall, request: LegacyRequest) -> None:
-        self._open_bytes -= self._open.pop(call)
+        self._close(call)
         try:
             encoding = finished_encoding(call, self._session)
             self._answers.append(encoding_answer(request, self._form(), encoding))
@@ -302,6 +278,10 @@ class LegacyGateway:
     def _hold_open(self, call: Call, nbytes: int) -> None:
         self._open[call] = nbytes
         self._open_bytes += nbytes
+
+    def _close(self, call: Call) -> None:
+        call.on_done = None  # it holds the call: the two would wait for the garbage collector
+        self._open_bytes -= self._open.pop(call)
 
     # answers
 
@@ -345,10 +325,6 @@ class LegacyGateway:
             self._mailbox.hold_s = LAST_HOLD_S
             if header["type"] == "stop":
                 self._session.close(Unavailable(_STOPPING))
-
-
-class _CannotListen(Exception):
-    """A port cannot be had; the message says which and why."""
 
 
 _STOPPING = "the server is stopping: send this again when it is back"

@@ -54,7 +54,7 @@ MAX_OPEN_BYTES = 256 << 20  # of open requests and their answers; one more may g
 MAX_HELD_ANSWERS = 10_000
 MAX_HELD_BYTES = 128 << 20
 HOLD_S = 30.0  # an answer, for a client that has not subscribed yet or has no room
-LAST_HOLD_S = 1.0  # the same, in a server that is stopping
+LAST_HOLD_S = 1.0  # the same, when the gateway is to end
 MAX_MESSAGES_A_TURN = 64
 CALL_TIMEOUT_S = 600.0  # an old client waits for ever: this is three batches that hang, and more
 GREETING_S = 0.5
@@ -174,6 +174,8 @@ class LegacyGateway:
             self._next_greeting = now + GREETING_S
             self._session.hello(Call(GREETING_S), now)
         self._session.advance(now)
+        if self._session.refusal is not None:
+            self._mailbox.hold_s = LAST_HOLD_S
         while frames := self._session.next_message(now):
             send_frames(self._broker, frames)
         answers, self._answers = self._answers, []

@@ -123,6 +123,7 @@ def test_bfloat16_is_close_in_direction(load, name, made):
         return
     replica = load(directory, dtype="bfloat16", max_seq_len=LIMIT)
     assert replica._encoder._model.dtype == torch.bfloat16
+    assert replica._encoder._is_padded == (name not in MIXES_PADDING)
     expected = reference.hidden_states(ROWS)
     for layer in range(replica.info.num_layers + 1):
         _, answer = encode(replica, ROWS, view(layers=layer))
@@ -263,7 +264,7 @@ def test_without_a_compiler_compile_is_refused_at_start(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_gives_the_same(load, tmp_path, monkeypatch):
+def test_a_compiled_model_gives_the_same(load, tmp_path):
     directory, model = save_tiny_model(
         tmp_path, AlbertModel, "albert", embedding_size=16, num_hidden_layers=1
     )

@@ -150,7 +150,9 @@ def _transformers_encoder(
             f"model was trained with: expected a model of {', '.join(FAMILIES)}"
         )
     loaded = plan.load(checkpoint.weights_directory, dtype)
-    return TransformersEncoder(loaded, device=device, compile=config.compile)
+    return TransformersEncoder(
+        loaded, device=device, max_length=plan.max_length, compile=config.compile
+    )
 
 
 def _kernels(device: torch.device) -> tuple[LinearMaker, Attend]:

@@ -27,8 +27,10 @@ from transformers import (
     ErnieModel,
     FNetModel,
     GPT2Model,
+    IBertModel,
     ModernBertModel,
     MPNetModel,
+    NystromformerModel,
     T5Model,
 )
 
@@ -60,12 +62,16 @@ MODELS = {
     "deberta-v2": (DebertaV2Model, "deberta", DEBERTA),
     "deberta-v2 with segments": (DebertaV2Model, "deberta", {"type_vocab_size": 2}),
     "modernbert": (ModernBertModel, "byte_level", MODERNBERT),
+    "ibert": (IBertModel, "byte_level", {"type_vocab_size": 1}),
+    "nystromformer": (
+        NystromformerModel, "word_piece", {"vocab_size": 30522, "segment_means_seq_len": 64}
+    ),
     "convbert": (ConvBertModel, "word_piece", {"embedding_size": 16}),
     "fnet": (FNetModel, "albert", {}),
     "ernie with tasks": (ErnieModel, "word_piece", {"use_task_id": True}),
     "bert of another activation": (BertModel, "word_piece", {"hidden_act": "mish"}),
 }
-MIXES_PADDING = ("convbert", "fnet")
+MIXES_PADDING = ("convbert", "fnet", "nystromformer")
 
 
 @pytest.fixture(scope="module", params=MODELS)

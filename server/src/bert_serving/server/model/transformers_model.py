@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
@@ -63,13 +62,14 @@ class TransformersPlan:
     @property
     def max_length(self) -> int:
         """The most tokens a row can have."""
+        limits = [getattr(self.config, "max_position_embeddings", None)]
         for name, module in self.skeleton.named_modules():
-            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            if name.endswith("position_embeddings") and hasattr(module, "weight"):
                 # RoBERTa's kin count positions from behind the padding's number
-                skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-                return module.num_embeddings - skipped
-        limit = getattr(self.config, "max_position_embeddings", None)
-        return limit if isinstance(limit, int) and limit > 0 else _DEFAULT_MAX_LENGTH
+                padding = getattr(module, "padding_idx", None)
+                limits.append(len(module.weight) - (0 if padding is None else padding + 1))
+        known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+        return min(known, default=_DEFAULT_MAX_LENGTH)
 
     def num_weights(self) -> int:
         """Return how many numbers the model's weights are."""

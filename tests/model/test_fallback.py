@@ -64,7 +64,9 @@ MODELS = {
     "modernbert": (ModernBertModel, "byte_level", MODERNBERT),
     "ibert": (IBertModel, "byte_level", {"type_vocab_size": 1}),
     "nystromformer": (
-        NystromformerModel, "word_piece", {"vocab_size": 30522, "segment_means_seq_len": 64}
+        NystromformerModel,
+        "word_piece",
+        {"vocab_size": 30522, "segment_means_seq_len": 64},
     ),
     "convbert": (ConvBertModel, "word_piece", {"embedding_size": 16}),
     "fnet": (FNetModel, "albert", {}),

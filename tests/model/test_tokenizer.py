@@ -13,7 +13,7 @@ from tiny_tokenizers import save_tokenizer
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from bert_serving.server.model.replica import ModelLoadError
-from bert_serving.server.model.tokenizer import load_tokenizer
+from bert_serving.server.model.tokenizer_files import load_tokenizer
 
 WORDS = (
     "the a Émile naïve 北京 😀 don't [MASK] [SEP] ##ing x-ray 3.14 supercalifragilistic \u200b ﬁ İ"

@@ -22,7 +22,8 @@ from .kernels import Attend, LinearMaker, PlainLinear, attend_fused
 from .kernels_cpu import PackedLinear, attend_cpu, has_packed_linear
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import Tokenizer
+from .tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from .loading import ReplicaConfig

@@ -21,7 +21,11 @@ PRINTED = {
         f"{way}: (100, 384), the same as in one call: True"
         for way in ("in the background", "generator", "asyncio")
     ],
-    "broadcast.py": ["received"],
+    "broadcast.py": [
+        "index received (3, 384) from editor",
+        "model received (1, 384) from editor",
+        "editor got (3, 384)",
+    ],
 }
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from . import listening, options
 from .assembly import Encoding, Tokens
 from .background import Background
-from .base import BaseClient
 from .broadcasts import Broadcast
+from .connected import ConnectedClient
 from .pending import BatchStream, DoneCall, PendingCalls, Response
 from .view import View
 
 
-class BertClient(BaseClient):
+class BertClient(ConnectedClient):
     """A client of one `bert-serving-start` server.
 
     Args:

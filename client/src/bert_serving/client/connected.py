@@ -22,10 +22,10 @@ from .version import __version__
 
 READY_POLL_S = 0.1
 _CHANGING = ("statistic", "workers")  # what the status has and the configuration has not
-_Self = TypeVar("_Self", bound="BaseClient")
+_Self = TypeVar("_Self", bound="ConnectedClient")
 
 
-class BaseClient:
+class ConnectedClient:
     """A server's address, what the caller has chosen, and the connections; see `BertClient`."""
 
     _max_connections: int | None = None

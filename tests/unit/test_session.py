@@ -445,6 +445,19 @@ def test_the_window_shrinks_when_the_server_is_overloaded_and_grows_again() -> N
     assert len(sent(session, 1.2)) == 4
 
 
+def test_a_request_whose_time_was_up_goes_out_again_if_its_call_has_got_answers() -> None:
+    session, call = a_session(max_rows=1, window=2), a_call(["a", "b"])
+    session.submit(call, 0.0)
+    first, second = sent(session)
+    session.receive(answer(first), 9.0)
+    session.receive(error(second, "deadline_exceeded"), 10.0)
+    (again,) = sent(session, 10.0)
+    assert (again["id"], again["texts"], again["ttl_ms"]) == (second["id"], ["b"], 9_000)
+    session.receive(error(again, "deadline_exceeded"), 18.9)
+    with pytest.raises(DeadlineExceeded):
+        call.raise_error()
+
+
 def test_a_finished_call_and_its_arrays_are_let_go_at_once() -> None:
     session, call = a_session(), a_call(["a"])
     session.submit(call, 0.0)

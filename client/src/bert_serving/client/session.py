@@ -51,6 +51,7 @@ class _OpenRequest:
     call: EncodeCall
     chunk: Chunk
     attempts: int = 0
+    deadline: float = math.inf  # the call's, when the request was sent
 
 
 class Session:
@@ -252,6 +253,7 @@ class Session:
     def _encode_frames(self, request_id: int, now: float) -> list[Any]:
         request = self._open[request_id]
         call = request.call
+        request.deadline = call.deadline
         ttl_ms = int(min(max((call.deadline - now) * 1000, 1), MAX_TTL_MS))
         return call.message(request_id, request.chunk, ttl_ms).to_frames()
 
@@ -307,6 +309,9 @@ class Session:
         if request is None:
             return
         if error.code == "overloaded" and self._retry(answer.id, request, error, now):
+            return
+        if error.code == "deadline_exceeded" and request.call.deadline > request.deadline:
+            heapq.heappush(self._retries, (now, answer.id))  # other answers came: there is time
             return
         self._window.remove(self._open.pop(answer.id).chunk)
         self.abandon(request.call)

@@ -242,8 +242,8 @@ def test_a_call_that_gets_answers_outlives_its_timeout(start_server: Starter) ->
     server = start_server("-model_dir", "fake:384?row_us=100")
     with server.client(timeout=1_200 * SECOND) as client:
         started = time.monotonic()
-        assert np.array_equal(client.encode(MANY[:24_000]), expected(MANY[:24_000]))
-        assert time.monotonic() - started > 2
+        assert np.array_equal(client.encode(MANY), expected(MANY))
+        assert time.monotonic() - started > 1.5
 
 
 # a full queue

@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
+from architecture_checks import (
+    LIMIT,
+    ROWS,
+    check_alone,
+    check_lengths,
+    check_views,
+    make_tiny_model,
+)
 from model_reference import Reference, close, edit_json, encode, smallest_cosine, view
 from safetensors.torch import load_file, save_file
-from test_families import LIMIT, ROWS, check_views
 from test_loading import refused
 from tiny_models import save_tiny_model
 from transformers import (
@@ -84,12 +90,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def made(name, tmp_path_factory):
     """A directory, and what transformers makes of it."""
-    model_class, tokenizer, settings = MODELS[name]
-    directory, model = save_tiny_model(
-        tmp_path_factory.mktemp("model"), model_class, tokenizer, **settings
-    )
-    theirs = AutoTokenizer.from_pretrained(directory)
-    return directory, Reference(getattr(model, "base_model", model), theirs, LIMIT)
+    return make_tiny_model(tmp_path_factory.mktemp("model"), *MODELS[name])
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +106,11 @@ def test_all_views_of_all_layers_are_those_of_transformers(name, made, replica):
 
 
 def test_a_row_is_the_same_alone(made, replica):
-    for row, expected in zip(ROWS, made[1].hidden_states(ROWS), strict=True):
-        _, alone = encode(replica, [row], view(layers=-1, pooling="none"))
-        close([alone.values], [expected[-1]])
+    check_alone(replica, made[1])
 
 
 def test_every_length_up_to_the_limit_is_right(load, made):
-    directory, reference = made
-    bare = load(directory, no_special_token=True)
-    limit = bare.info.max_length
-    ids = np.random.default_rng(0).integers(10, 100, limit)
-    rows = [bare.token_texts(ids[:length]) for length in (1, 2, 3, 17, limit)]
-    _, answer = encode(bare, rows, view(layers=(0, -1), pooling="mean"), is_tokenized=True)
-    for values, row in zip(answer.values, rows, strict=True):
-        states = reference.states_of(input_ids=torch.tensor([ids[: len(row)].tolist()]))
-        close([values], [np.concatenate([states[0].mean(0), states[-1].mean(0)])])
+    check_lengths(load(made[0], no_special_token=True), made[1])
 
 
 def test_bfloat16_is_close_in_direction(load, name, made):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from model_reference import Reference, close, encode, pooled, smallest_cosine, values_of, view
+from architecture_checks import (
+    LIMIT,
+    POOLINGS,
+    ROWS,
+    check_alone,
+    check_lengths,
+    check_views,
+    make_tiny_model,
+)
+from model_reference import Reference, close, encode, smallest_cosine, view
 from tiny_models import save_tiny_model
 from torch._dynamo.utils import counters
 from transformers import (
@@ -29,23 +38,6 @@ from bert_serving.server.model.bert import BertEncoder
 from bert_serving.server.model.checkpoint import find_checkpoint
 from bert_serving.server.model.families import FAMILIES
 from bert_serving.server.model.kernels import PlainLinear, attend_fused
-from bert_serving.server.model.replica import EncodeRequest
-
-POOLINGS = ("none", "mean", "max", "mean_max", "first", "last")
-LIMIT = 62
-
-ROWS = [
-    "hello world",
-    "",
-    " \t\n",
-    "word",
-    "Crème brûlée at the café 😀 :-)",
-    ("Who wrote it?", "Nobody knows who wrote it."),
-    ("", "only the second"),
-    " ".join(f"word{number}" for number in range(100)),
-    ("a long question " * 20, "a long answer " * 30),
-    "hello world",
-]
 
 # name: the class that saved it, its tokenizer, its settings, and how to get to its encoder
 MODELS = {
@@ -81,12 +73,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def made(name, tmp_path_factory):
     """A directory, and what transformers makes of it."""
-    model_class, tokenizer, settings = MODELS[name]
-    directory, model = save_tiny_model(
-        tmp_path_factory.mktemp("model"), model_class, tokenizer, **settings
-    )
-    theirs = AutoTokenizer.from_pretrained(directory)
-    return directory, Reference(getattr(model, "base_model", model), theirs, LIMIT)
+    return make_tiny_model(tmp_path_factory.mktemp("model"), *MODELS[name])
 
 
 @pytest.fixture(scope="module")
@@ -102,24 +89,13 @@ def test_all_views_of_all_layers_are_those_of_transformers(name, made, packed):
 
 
 def test_a_row_is_the_same_alone(made, packed):
-    for row, expected in zip(ROWS, made[1].hidden_states(ROWS), strict=True):
-        _, alone = encode(packed, [row], view(layers=-1, pooling="none"))
-        close([alone.values], [expected[-1]])
+    check_alone(packed, made[1])
 
 
 def test_every_length_up_to_the_limit_is_right(load, made):
-    directory, reference = made
-    replica = load(directory)
-    limit = replica.info.max_length
-    assert limit == replica._encoder.config.max_length
-    ids = np.random.default_rng(0).integers(10, replica.info.vocab_size, limit)
-    texts = replica.token_texts(ids)
-    bare = load(directory, no_special_token=True)
-    rows = [texts[:length] for length in (1, 2, 3, 17, limit)]
-    _, answer = encode(bare, rows, view(layers=(0, -1), pooling="mean"), is_tokenized=True)
-    for values, row in zip(answer.values, rows, strict=True):
-        states = reference.states_of(input_ids=torch.tensor([ids[: len(row)].tolist()]))
-        close([values], [np.concatenate([states[0].mean(0), states[-1].mean(0)])])
+    replica = load(made[0], no_special_token=True)
+    assert replica.info.max_length == replica._encoder.config.max_length
+    check_lengths(replica, made[1])
 
 
 def test_bfloat16_is_close_in_direction(load, made):
@@ -201,23 +177,3 @@ def test_compiled_layers_give_the_same_and_are_one_graph(load, tmp_path):
     before = counters["stats"]["unique_graphs"]
     check_views(replica, Reference(model, AutoTokenizer.from_pretrained(directory), LIMIT))
     assert counters["stats"]["unique_graphs"] == before + 1
-
-
-def check_views(replica, reference):
-    """Check every pooling of every layer, of rows of all kinds in one request."""
-    tokens = replica.tokenize(ROWS, is_tokenized=False, max_length=None)
-    layers = range(replica.info.num_layers + 1)
-    views = {
-        f"{layer} {pooling}": view(layers=layer, pooling=pooling)
-        for layer in layers
-        for pooling in POOLINGS
-    }
-    answers = replica.encode([EncodeRequest(tokens, views)])[0]
-    expected = reference.hidden_states(ROWS)
-    assert tokens.lengths.tolist() == [state.shape[1] for state in expected]
-    for layer in layers:
-        for pooling in POOLINGS:
-            close(
-                values_of(answers[f"{layer} {pooling}"], pooling),
-                [pooled(state[layer], pooling) for state in expected],
-            )

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from .packing import Group
+from .replica import BetweenLayers, nothing
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class Encoder(Protocol):
         """The widths of the heads it has, by their names in `States`."""
 
     def forward(
-        self, batch: TokenBatch, layers: AbstractSet[int], heads: AbstractSet[str]
+        self,
+        batch: TokenBatch,
+        layers: AbstractSet[int],
+        heads: AbstractSet[str],
+        *,
+        between_layers: BetweenLayers = nothing,
     ) -> States:
-        """Return the states and heads wanted; no layer beyond the deepest one is computed."""
+        """Return the states and heads wanted; no layer beyond the deepest one is computed.
+
+        `between_layers` may compute another batch by this same encoder.
+        """

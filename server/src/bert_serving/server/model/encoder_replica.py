@@ -26,7 +26,7 @@ from .layers import check_view, client_heads
 from .outputs import Output, asked_rows, join_rows, make_answers, make_outputs
 from .packing import Group, MicroBatch, pack
 from .pooling import join, pool, shape
-from .replica import EncodeRequest, ModelInfo, TokenRows
+from .replica import BetweenLayers, EncodeRequest, ModelInfo, TokenRows, nothing
 from .sentence_recipe import SentenceRecipe
 from .tokenizer import Tokenizer
 
@@ -92,13 +92,15 @@ class EncoderReplica:
         return self._recipe.advice(default_view)
 
     @torch.inference_mode()
-    def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
+    def encode(
+        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+    ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays by view name; see `Replica`."""
         rows = join_rows(requests) if requests else None
         outputs = make_outputs(requests, self.info)
         if rows is not None:
             for batch in pack(rows.lengths, asked_rows(requests), self.max_batch_tokens):
-                self._compute(batch, rows, outputs)
+                self._compute(batch, rows, outputs, between_layers)
         return make_answers(requests, outputs)
 
     def calibrate(self) -> Calibration:
@@ -112,7 +114,13 @@ class EncoderReplica:
         """Compute one row, so that the first request does not pay for what is done once."""
         self._encode_lengths([min(16, self.info.max_length)])
 
-    def _compute(self, batch: MicroBatch, rows: TokenRows, outputs: Sequence[Output]) -> None:
+    def _compute(
+        self,
+        batch: MicroBatch,
+        rows: TokenRows,
+        outputs: Sequence[Output],
+        between_layers: BetweenLayers,
+    ) -> None:
         tokens = TokenBatch(
             self._tensor(rows.ids[batch.tokens]),
             self._tensor(rows.segment_ids[batch.tokens]),
@@ -121,7 +129,7 @@ class EncoderReplica:
         )
         layers = {layer for output in outputs for layer in output.layers}
         heads = {output.head for output in outputs if output.head is not None}
-        states = self._encoder.forward(tokens, layers, heads)
+        states = self._encoder.forward(tokens, layers, heads, between_layers=between_layers)
         special = None
         if self._mask_cls_sep:
             special = torch.from_numpy(rows.special[batch.tokens]).to(self._device)

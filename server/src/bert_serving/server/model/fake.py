@@ -45,7 +45,14 @@ from .fake_rows import (
     token_text,
 )
 from .layers import check_view
-from .replica import EncodeRequest, ModelInfo, ModelLoadError, TokenRows
+from .replica import (
+    BetweenLayers,
+    EncodeRequest,
+    ModelInfo,
+    ModelLoadError,
+    TokenRows,
+    nothing,
+)
 
 NUM_LAYERS = 12
 MAX_LENGTH = 512
@@ -168,10 +175,15 @@ class FakeReplica:
         """Return None: there is nothing to know."""
         return None
 
-    def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
+    def encode(
+        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+    ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays; see `Replica`."""
         if self._row_s:
-            time.sleep(self._row_s * sum(len(request.rows) for request in requests))
+            seconds = self._row_s * sum(len(request.rows) for request in requests)
+            for _ in range(NUM_LAYERS):
+                time.sleep(seconds / NUM_LAYERS)
+                between_layers()
         for request in requests:
             if len(request.rows.ids) and request.rows.ids.min() < SEP:
                 _misbehave(request.rows.ids)

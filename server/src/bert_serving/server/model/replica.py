@@ -6,7 +6,7 @@ worker knows nothing else about models. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,12 @@ import numpy.typing as npt
 from bert_serving.client.messages import ViewArray
 from bert_serving.client.rows import Row
 from bert_serving.client.view import View
+
+BetweenLayers = Callable[[], None]
+
+
+def nothing() -> None:
+    """Do nothing between layers."""
 
 
 class ModelLoadError(Exception):
@@ -119,9 +125,17 @@ class Replica(Protocol):
     def advice(self, default_view: View) -> str | None:
         """Return what an operator should know who serves it by this view; None for nothing."""
 
-    def encode(self, requests: Sequence[EncodeRequest]) -> list[dict[str, ViewArray]]:
+    def encode(
+        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+    ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays by view name; views are filled and checked.
 
         A request's rows keep their order. The values do not depend on what else is in
         the batch. A batch may be larger than `max_batch_tokens`: it is computed in parts.
+
+        Args:
+            requests: the batch.
+            between_layers: called often while it is computed; it may call `encode` itself,
+                for what cannot wait.
+
         """

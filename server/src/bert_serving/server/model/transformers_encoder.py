@@ -19,7 +19,7 @@ from .device import compiler_needed
 from .encoder import States, TokenBatch
 from .packing import Group, padded_parts
 from .quiet_transformers import quiet_transformers
-from .replica import ModelLoadError
+from .replica import BetweenLayers, ModelLoadError, nothing
 from .transformers_model import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -101,10 +101,18 @@ class TransformersEncoder:
         return self._head_sizes
 
     def forward(
-        self, batch: TokenBatch, layers: AbstractSet[int], heads: AbstractSet[str]
+        self,
+        batch: TokenBatch,
+        layers: AbstractSet[int],
+        heads: AbstractSet[str],
+        *,
+        between_layers: BetweenLayers = nothing,
     ) -> States:
         """Return the states and heads wanted; see `Encoder`."""
-        parts = [self._compute(batch, groups) for groups in self._parts(batch.groups)]
+        parts = []
+        for groups in self._parts(batch.groups):
+            parts.append(self._compute(batch, groups))
+            between_layers()
         return States(
             {layer: torch.cat([part.layers[layer] for part in parts]) for layer in layers},
             {head: torch.cat([part.heads[head] for part in parts]) for head in heads},

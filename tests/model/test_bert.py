@@ -25,7 +25,7 @@ from transformers import (
 from bert_serving.client.view import DEFAULT_VIEW
 from bert_serving.server.model.bert import BertEncoder
 from bert_serving.server.model.checkpoint import find_checkpoint
-from bert_serving.server.model.kernels import PlainLinear, attend_fused
+from bert_serving.server.model.kernels import PlainKernels
 from bert_serving.server.model.replica import EncodeRequest
 
 
@@ -165,7 +165,7 @@ def test_plain_kernels_give_the_same_values(replica):
     packed = replica._encoder
     plain = BertEncoder(
         packed.config, weights, device=torch.device("cpu"), dtype=torch.float32,
-        make_linear=PlainLinear, attend=attend_fused,
+        kernels=PlainKernels(),
     )  # fmt: skip
     plain_replica = type(replica)(plain, replica._tokenizer, replica.info)
     _, answer = encode(plain_replica, TEXTS, view(layers=-1, pooling="none"))

@@ -37,7 +37,7 @@ from transformers import (
 from bert_serving.server.model.bert import BertEncoder
 from bert_serving.server.model.checkpoint import find_checkpoint
 from bert_serving.server.model.families import FAMILIES
-from bert_serving.server.model.kernels import PlainLinear, attend_fused
+from bert_serving.server.model.kernels import PlainKernels
 
 # name: the class that saved it, its tokenizer, its settings, and how to get to its encoder
 MODELS = {
@@ -172,7 +172,7 @@ def test_compiled_layers_give_the_same_and_are_one_graph(load, tmp_path):
     checkpoint = find_checkpoint(str(directory))
     replica._encoder = BertEncoder(
         replica._encoder.config, checkpoint.read_weights(), device=torch.device("cpu"),
-        dtype=torch.float32, make_linear=PlainLinear, attend=attend_fused, compile=True,
+        dtype=torch.float32, kernels=PlainKernels(), compile=True,
     )  # fmt: skip
     before = counters["stats"]["unique_graphs"]
     check_views(replica, Reference(model, AutoTokenizer.from_pretrained(directory), LIMIT))

@@ -6,7 +6,7 @@ them. It knows weights and micro-batches, and nothing of rows, requests or views
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -17,10 +17,9 @@ from .bert_config import BertConfig
 from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
 from .heads import NO_HEADS, Heads
-from .kernels import Attend, Linear, LinearMaker
+from .kernels import AddNorm, Kernels, Linear, layer_norm
 from .packing import padded_size
-
-Norm = Callable[[torch.Tensor], torch.Tensor]
+from .replica import BetweenLayers, nothing
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,15 @@ class Layer:
 
     qkv: Linear
     attention_out: Linear
-    attention_norm: Norm
+    attention_norm: AddNorm
     feed_in: Linear
     feed_out: Linear
-    feed_norm: Norm
+    feed_norm: AddNorm
 
     def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """Return the next hidden state of one and what attention has mixed of its tokens."""
-        x = self.attention_norm(self.attention_out(mixed).add_(x))
-        return self.feed_norm(self.feed_out(self.feed_in(x)).add_(x))
+        x = self.attention_norm(self.attention_out(mixed), x)
+        return self.feed_norm(self.feed_out(self.feed_in(x)), x)
 
 
 class BertEncoder:
@@ -55,8 +54,7 @@ class BertEncoder:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        make_linear: LinearMaker,
-        attend: Attend,
+        kernels: Kernels,
         heads: Heads = NO_HEADS,
         has_positions: bool = True,
         compile: bool = False,  # noqa: A002  the option's name
@@ -69,8 +67,7 @@ class BertEncoder:
             for name, shape in weight_shapes(config, has_positions=has_positions).items()
         }
         self._layers: list[Layer | None] = [None] * config.num_layers
-        self._make_linear = make_linear
-        self._attend = attend
+        self._kernels = kernels
         self._heads = heads
         self._finish = torch.compile(Layer.finish, dynamic=True) if compile else Layer.finish
         # in the checkpoint's own type: only some rows of them are ever used at a time
@@ -79,7 +76,7 @@ class BertEncoder:
             for name in ("word", "position", "token_type")
             if f"embeddings.{name}_embeddings.weight" in self._weights
         }
-        self._norm = self._layer_norm("embeddings.LayerNorm", torch.float32)
+        self._norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
         self._project = self._linear("embeddings_project") if config.is_projected else None
 
     @property
@@ -108,21 +105,27 @@ class BertEncoder:
         return self._heads.sizes
 
     def forward(
-        self, batch: TokenBatch, layers: AbstractSet[int], heads: AbstractSet[str]
+        self,
+        batch: TokenBatch,
+        layers: AbstractSet[int],
+        heads: AbstractSet[str],
+        *,
+        between_layers: BetweenLayers = nothing,
     ) -> States:
         """Return the states and heads wanted; see `Encoder`."""
         tokens = len(batch.ids)
         x = self._embed(batch, padded_size(tokens) - tokens)
         states = {0: x}
+        attend = self._kernels.attention(batch.groups, self.config.num_heads)
         deepest = self.num_layers if heads else max(layers, default=0)
         for number in range(1, deepest + 1):
             layer = self._layer(number - 1)
-            mixed = self._attend(layer.qkv(x), batch.groups, self.config.num_heads)
-            x = self._finish(layer, x, mixed)
+            x = self._finish(layer, x, attend(layer.qkv(x)))
             states[number] = x
             if number - 1 not in layers:
                 # its memory serves the next layer
                 del states[number - 1]
+            between_layers()
         return States(
             {number: state[:tokens] for number, state in states.items() if number in layers},
             self._heads(x[:tokens], batch.groups, heads),
@@ -139,7 +142,7 @@ class BertEncoder:
         for name, numbers in (("token_type", segment_ids), ("position", positions)):
             if name in self._tables:
                 x += F.embedding(numbers, self._tables[name])
-        x = self._norm(x).to(self._dtype)
+        x = layer_norm(x, *self._norm, self.config.layer_norm_eps).to(self._dtype)
         return x if self._project is None else self._project(x)
 
     def _layer(self, number: int) -> Layer:
@@ -152,12 +155,12 @@ class BertEncoder:
         root = f"encoder.layer.{number}"
         weight, bias = self._qkv(f"{root}.attention.self")
         return Layer(
-            qkv=self._make_linear(self._place(weight), self._place(bias)),
+            qkv=self._kernels.linear(self._place(weight), self._place(bias)),
             attention_out=self._linear(f"{root}.attention.output.dense"),
-            attention_norm=self._layer_norm(f"{root}.attention.output.LayerNorm", self._dtype),
+            attention_norm=self._add_norm(f"{root}.attention.output.LayerNorm"),
             feed_in=self._linear(f"{root}.intermediate.dense", self.config.activation),
             feed_out=self._linear(f"{root}.output.dense"),
-            feed_norm=self._layer_norm(f"{root}.output.LayerNorm", self._dtype),
+            feed_norm=self._add_norm(f"{root}.output.LayerNorm"),
         )
 
     def _qkv(self, root: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,15 +180,18 @@ class BertEncoder:
 
     def _linear(self, root: str, activation: str | None = None) -> Linear:
         weight, bias = (self._weights.pop(f"{root}.{part}") for part in ("weight", "bias"))
-        return self._make_linear(self._place(weight), self._place(bias), activation)
+        return self._kernels.linear(self._place(weight), self._place(bias), activation)
 
-    def _layer_norm(self, root: str, dtype: torch.dtype) -> Norm:
+    def _add_norm(self, root: str) -> AddNorm:
+        weight, bias = self._norm_weights(root, self._dtype)
+        return self._kernels.add_norm(weight, bias, self.config.layer_norm_eps)
+
+    def _norm_weights(self, root: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = (
             self._weights.pop(f"{root}.{part}").to(self._device, dtype)
             for part in ("weight", "bias")
         )
-        eps = self.config.layer_norm_eps
-        return lambda x: F.layer_norm(x, weight.shape, weight, bias, eps)
+        return weight, bias
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, self._dtype)

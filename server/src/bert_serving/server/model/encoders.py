@@ -18,8 +18,8 @@ from .encoder import Encoder
 from .encoder_replica import EncoderReplica
 from .families import FAMILIES, find_family
 from .heads import check_num_labels, find_heads, label_activation
-from .kernels import Attend, LinearMaker, PlainLinear, attend_fused
-from .kernels_cpu import PackedLinear, attend_cpu, has_packed_linear
+from .kernels import Kernels, PlainKernels
+from .kernels_cpu import CpuKernels
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
 from .tokenizer import Tokenizer
@@ -116,14 +116,12 @@ def _packed_encoder(
         logger.info(
             "compile changes nothing here: on a CPU this model's operations are hand-picked"
         )
-    make_linear, attend = _kernels(device)
     return BertEncoder(
         plan,
         weights,
         device=device,
         dtype=dtype,
-        make_linear=make_linear,
-        attend=attend,
+        kernels=_kernels(device),
         heads=find_heads(weights, settings, plan.hidden_size, device),
         has_positions=not config.no_position_embeddings,
         compile=config.compile and device.type != "cpu",
@@ -156,10 +154,8 @@ def _transformers_encoder(
     )
 
 
-def _kernels(device: torch.device) -> tuple[LinearMaker, Attend]:
-    if device.type == "cpu":
-        return PackedLinear if has_packed_linear() else PlainLinear, attend_cpu
-    return PlainLinear, attend_fused
+def _kernels(device: torch.device) -> Kernels:
+    return CpuKernels() if device.type == "cpu" else PlainKernels()
 
 
 def _max_length(config: ReplicaConfig, tokenizer: Tokenizer, recipe: SentenceRecipe) -> int:

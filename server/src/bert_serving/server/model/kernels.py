@@ -1,12 +1,13 @@
 """What a transformer layer is made of, on any device: the interface, and torch's plain way.
 
-`Linear` and `attend` are the two places where devices differ; `kernels_cpu` has the fast
-ones for CPUs. This module works everywhere torch does, and is right rather than fast.
+A device's `Kernels` make them; `kernels_cpu` has the fast ones for CPUs. `PlainKernels` work
+everywhere torch does, and are right rather than fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -22,23 +23,37 @@ class Linear(Protocol):
         """Return `activation(x @ weight.T + bias)`: `[tokens, in]` to `[tokens, out]`."""
 
 
-class LinearMaker(Protocol):
-    """Makes the linears of a model, which keep the weights in whatever form they like."""
+class AddNorm(Protocol):
+    """A residual's sum and the LayerNorm of it."""
 
-    def __call__(
-        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
-    ) -> Linear:
-        """Return the linear of a `[out, in]` weight and an `[out]` bias."""
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return `LayerNorm(x + residual)`, `[tokens, hidden]` as both are; `x` may be spoilt."""
 
 
-class Attend(Protocol):
-    """Attention of all rows of a micro-batch, each over its own tokens."""
+class Attention(Protocol):
+    """Attention of all rows of one micro-batch, each over its own tokens."""
 
-    def __call__(self, qkv: torch.Tensor, groups: Sequence[Group], num_heads: int) -> torch.Tensor:
+    def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
         """Return the mixed values, `[tokens, hidden]`, of `[tokens, 3 * hidden]`.
 
-        A token has its query, key and value side by side; queries are scaled already.
+        A token has its query, key and value side by side; queries are scaled already. Beyond
+        the rows is padding, for which there are zeros.
         """
+
+
+class Kernels(Protocol):
+    """Makes what layers are made of, for one device."""
+
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
+    ) -> Linear:
+        """Return the linear of a `[out, in]` weight and an `[out]` bias, in its own form."""
+
+    def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
+        """Return the sum and LayerNorm with a `[hidden]` weight and bias."""
+
+    def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
+        """Return the attention of a micro-batch's rows: prepared once, used in each layer."""
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -65,8 +80,33 @@ class PlainLinear:
         return self._activation(y) if self._activation else y
 
 
+class PlainKernels:
+    """torch's own operations; see `Kernels`."""
+
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
+    ) -> Linear:
+        """Return torch's linear."""
+        return PlainLinear(weight, bias, activation)
+
+    def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
+        """Return torch's sum and LayerNorm."""
+        return lambda x, residual: layer_norm(x.add_(residual), weight, bias, eps)
+
+    def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
+        """Return torch's attention, a group at a time."""
+        return partial(attend_fused, groups=groups, num_heads=num_heads)
+
+
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """Return the LayerNorm of each token."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
 def attend_fused(qkv: torch.Tensor, groups: Sequence[Group], num_heads: int) -> torch.Tensor:
-    """Attend by `scaled_dot_product_attention`, a group at a time; see `Attend`."""
+    """Attend by `scaled_dot_product_attention`, a group at a time; see `Attention`."""
     out = new_mixed(qkv, groups)
     for group in groups:
         attend_group_fused(qkv, out, group, num_heads)

@@ -9,10 +9,19 @@ can be fused likewise, and was not faster.)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from .kernels import attend_group_fused, new_mixed
+from .kernels import (
+    AddNorm,
+    Attention,
+    Linear,
+    PlainKernels,
+    PlainLinear,
+    attend_group_fused,
+    new_mixed,
+)
 from .packing import Group
 
 # oneDNN's names: the post-op and its algorithm
@@ -55,6 +64,25 @@ class PackedLinear:
         return y
 
 
+class CpuKernels:
+    """The fastest of what there is on a CPU; see `Kernels`."""
+
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
+    ) -> Linear:
+        """Return oneDNN's linear, or torch's where this torch was built without it."""
+        make = PackedLinear if has_packed_linear() else PlainLinear
+        return make(weight, bias, activation)
+
+    def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
+        """Return torch's sum and LayerNorm."""
+        return PlainKernels().add_norm(weight, bias, eps)
+
+    def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
+        """Return the attention of a micro-batch's rows."""
+        return partial(attend_cpu, groups=groups, num_heads=num_heads)
+
+
 _FEW_ROWS = 8
 """Groups of so few rows are attended in float32 also where the rest is bfloat16.
 
@@ -65,7 +93,7 @@ mixed lengths this is 15 to 40 % faster altogether, and takes 0.4 GB instead of 
 
 
 def attend_cpu(qkv: torch.Tensor, groups: Sequence[Group], num_heads: int) -> torch.Tensor:
-    """Attend a group at a time, by whichever way is faster for its length; see `Attend`."""
+    """Attend a group at a time, by whichever way is faster for its length; see `Attention`."""
     out = new_mixed(qkv, groups)
     for group in groups:
         if _is_fused_faster(group, qkv.dtype):

@@ -16,6 +16,7 @@ import torch
 from .heads import Dense
 from .packing import Group
 from .pooling import POOLINGS, Pool, pool_groups
+from .segments import Segments
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,9 +38,14 @@ class AutoPooling:
     size: int
     steps: tuple[Step, ...] = ()
 
-    def __call__(self, values: torch.Tensor, groups: Sequence[Group]) -> torch.Tensor:
-        """Return `[rows, size]` of `[tokens, input_size]`."""
-        pooled = [pool_groups(values, SENTENCE_POOLINGS[mode], groups) for mode in self.modes]
+    def __call__(
+        self, values: torch.Tensor, groups: Sequence[Group], segments: Segments | None = None
+    ) -> torch.Tensor:
+        """Return `[rows, size]` of `[tokens, input_size]`; rows are groups, or all segments."""
+        if segments is not None:
+            pooled = [segments.pool(values, mode) for mode in self.modes]
+        else:
+            pooled = [pool_groups(values, SENTENCE_POOLINGS[mode], groups) for mode in self.modes]
         vectors = torch.cat(pooled, dim=1)
         for step in self.steps:
             vectors = step(vectors)

@@ -6,7 +6,7 @@ them. It knows weights and micro-batches, and nothing of rows, requests or views
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from .bert_config import BertConfig
 from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
 from .heads import NO_HEADS, Heads
-from .kernels import AddNorm, Kernels, Linear, layer_norm
+from .kernels import AddNorm, Attention, Kernels, Linear, layer_norm
 from .packing import padded_size
 from .replica import BetweenLayers, nothing
 
@@ -113,12 +113,39 @@ class BertEncoder:
         between_layers: BetweenLayers = nothing,
     ) -> States:
         """Return the states and heads wanted; see `Encoder`."""
-        tokens = len(batch.ids)
-        x = self._embed(batch, padded_size(tokens) - tokens)
-        states = {0: x}
+        padding = padded_size(len(batch.ids)) - len(batch.ids)
+        inputs = [
+            F.pad(part, (0, padding)) for part in (batch.ids, batch.segment_ids, batch.positions)
+        ]
         attend = self._kernels.attention(batch.groups, self.config.num_heads)
-        deepest = self.num_layers if heads else max(layers, default=0)
-        for number in range(1, deepest + 1):
+        needed = self.layers_for(layers, heads)
+        states = self.hidden_states(inputs, attend, needed, between_layers=between_layers)
+        return self.answer(batch, states, layers, heads)
+
+    def layers_for(self, layers: AbstractSet[int], heads: AbstractSet[str]) -> frozenset[int]:
+        """Return the numbers of the hidden states that layers and heads are made of."""
+        return frozenset(layers) | ({self.num_layers} if heads else set())
+
+    def hidden_states(
+        self,
+        inputs: Sequence[torch.Tensor],
+        attend: Attention,
+        layers: AbstractSet[int],
+        *,
+        between_layers: BetweenLayers = nothing,
+    ) -> dict[int, torch.Tensor]:
+        """Return hidden states by their numbers, padding included.
+
+        Args:
+            inputs: ids, segment ids and positions of the tokens, and of any padding behind them.
+            attend: the attention of their rows.
+            layers: which states are wanted; no layer beyond the deepest one is computed.
+            between_layers: see `Encoder`.
+
+        """
+        x = self._embed(*inputs)
+        states = {0: x}
+        for number in range(1, max(layers, default=0) + 1):
             layer = self._layer(number - 1)
             x = self._finish(layer, x, attend(layer.qkv(x)))
             states[number] = x
@@ -126,16 +153,25 @@ class BertEncoder:
                 # its memory serves the next layer
                 del states[number - 1]
             between_layers()
+        return {number: state for number, state in states.items() if number in layers}
+
+    def answer(
+        self,
+        batch: TokenBatch,
+        states: Mapping[int, torch.Tensor],
+        layers: AbstractSet[int],
+        heads: AbstractSet[str],
+    ) -> States:
+        """Return what is wanted of hidden states that may have padding."""
         return States(
-            {number: state[:tokens] for number, state in states.items() if number in layers},
-            self._heads(x[:tokens], batch.groups, heads),
+            {number: states[number][: len(batch.ids)] for number in layers},
+            self._heads(batch.firsts(states[self.num_layers]), heads) if heads else {},
         )
 
-    def _embed(self, batch: TokenBatch, padding: int) -> torch.Tensor:
-        """Return hidden state 0, with so many lines of padding behind the tokens."""
-        ids, segment_ids, positions = (
-            F.pad(part, (0, padding)) for part in (batch.ids, batch.segment_ids, batch.positions)
-        )
+    def _embed(
+        self, ids: torch.Tensor, segment_ids: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Return hidden state 0."""
         if self.config.padding_id is not None:
             positions = positions_behind(self.config.padding_id, ids, positions)
         x = F.embedding(ids, self._tables["word"]).float()

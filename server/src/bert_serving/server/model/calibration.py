@@ -15,6 +15,9 @@ import numpy as np
 CPU_BUDGETS = (128, 256, 512, 1024)
 """Not more: a CPU gains nothing by it, and others wait for two batches before their turn."""
 
+CUDA_BUDGETS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+"""A GPU needs many tokens to be busy, and takes little time for them; not measured yet."""
+
 # the smallest budget that reaches this share of the best rate is the one
 _GOOD_SHARE = 0.95
 _LIMIT_S = 8.0
@@ -62,7 +65,8 @@ def calibrate(
     the time left is not tried: a slow model gets a small one, which keeps its latency low.
 
     Args:
-        encode: computes rows of so many tokens each, at one time.
+        encode: computes rows of so many tokens each, at one time, and has their values when
+            it returns: a GPU's launches alone would be timed otherwise.
         max_length: most tokens a row may have.
         budgets: token budgets to try, ascending.
         limit_s: seconds that it may take, about; a fast model takes a quarter of it.

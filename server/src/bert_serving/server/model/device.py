@@ -1,11 +1,13 @@
-"""Where a model is computed, in which type, and whether it fits there."""
+"""Where a model is computed, in which type, and whether it fits there; the ways there and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from .replica import ModelLoadError
@@ -60,6 +62,43 @@ def compiler_needed() -> Iterator[None]:
             f"the model cannot be compiled: {text}: start without -compile, or install a compiler "
             "for C and C++"
         ) from None
+
+
+def make_current(device: torch.device) -> None:
+    """Have a GPU be the one that this process means where it names none."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on a device; to a GPU it may still be on its way, as all work there is."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cpu":
+        return tensor
+    # pinned, as other memory is copied while the caller waits
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was told; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device's memory does not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # torch's allocator for CPUs, and cuBLAS, say it in words
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back to a GPU what was kept for later; others may need it, or a larger piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def limit_memory(fraction: float | None, device: torch.device) -> None:

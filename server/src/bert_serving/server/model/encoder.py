@@ -15,6 +15,7 @@ import torch
 
 from .packing import Group
 from .replica import BetweenLayers, nothing
+from .segments import Segments
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class TokenBatch:
         segment_ids: 0 in a row's first text, 1 in its second, int64 `[tokens]`.
         positions: each token's number inside its row, int64 `[tokens]`.
         groups: rows of equal length; together they cover the tokens.
+        segments: the same rows, for a device that takes all of them at once; None for one
+            that takes them a group at a time.
 
     """
 
@@ -33,6 +36,13 @@ class TokenBatch:
     segment_ids: torch.Tensor
     positions: torch.Tensor
     groups: Sequence[Group]
+    segments: Segments | None = None
+
+    def firsts(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the lines of each row's first token, `[rows, ...]`, of `[tokens, ...]`."""
+        if self.segments is not None:
+            return self.segments.first(values)
+        return torch.cat([values[group.token : group.end : group.length] for group in self.groups])
 
 
 @dataclass(frozen=True)

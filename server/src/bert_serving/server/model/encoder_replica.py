@@ -7,9 +7,10 @@ are whose `outputs`'s.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,21 @@ from bert_serving.client.messages import ViewArray
 from bert_serving.client.rows import Row
 from bert_serving.client.view import DEFAULT_VIEW, View
 
-from .calibration import CPU_BUDGETS, Calibration, calibrate
+from .arrivals import Arrivals
+from .calibration import CPU_BUDGETS, CUDA_BUDGETS, Calibration, calibrate
+from .device import free_memory, is_out_of_memory, to_device
 from .encoder import Encoder, States, TokenBatch
 from .heads import Activation, softmax
 from .layers import check_view, client_heads
 from .outputs import Output, asked_rows, join_rows, make_answers, make_outputs
-from .packing import Group, MicroBatch, pack
+from .packing import MicroBatch, pack
 from .pooling import join, pool, shape
 from .replica import BetweenLayers, EncodeRequest, ModelInfo, TokenRows, nothing
+from .segments import Segments, row_splits
 from .sentence_recipe import SentenceRecipe
 from .tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _NO_RECIPE = SentenceRecipe(None, "it is not known what sentence-transformers would do")
 
@@ -43,7 +49,9 @@ class EncoderReplica:
         recipe: what the pooling `auto` is.
         label_activation: what makes probabilities of the scores of the encoder's labels.
         mask_cls_sep: leave special tokens out of pooling.
-        max_batch_tokens: tokens computed at a time.
+        max_batch_tokens: tokens computed at a time; halved when memory runs out.
+        has_segments: take all rows of a micro-batch at once where they are pooled, not a
+            group of equal length at a time.
 
     """
 
@@ -57,6 +65,7 @@ class EncoderReplica:
         label_activation: Activation = softmax,
         mask_cls_sep: bool = False,
         max_batch_tokens: int = CPU_BUDGETS[-1],
+        has_segments: bool = False,
     ) -> None:
         self._encoder = encoder
         self._tokenizer = tokenizer
@@ -64,6 +73,7 @@ class EncoderReplica:
         self._mask_cls_sep = mask_cls_sep
         self._recipe = recipe
         self._label_activation = label_activation
+        self._has_segments = has_segments
         head_sizes = {**client_heads(encoder.head_sizes), **recipe.head_sizes}
         self.info = replace(info, head_sizes=head_sizes)
         self.max_batch_tokens = max_batch_tokens
@@ -99,49 +109,104 @@ class EncoderReplica:
         rows = join_rows(requests) if requests else None
         outputs = make_outputs(requests, self.info)
         if rows is not None:
-            for batch in pack(rows.lengths, asked_rows(requests), self.max_batch_tokens):
-                self._compute(batch, rows, outputs, between_layers)
+            self._compute_rows(rows, asked_rows(requests), outputs, between_layers)
         return make_answers(requests, outputs)
 
     def calibrate(self) -> Calibration:
         """Measure how many tokens to compute at a time, and set `max_batch_tokens` to it."""
-        self.max_batch_tokens = CPU_BUDGETS[-1]
-        calibration = calibrate(self._encode_lengths, max_length=self.info.max_length)
-        self.max_batch_tokens = calibration.max_batch_tokens
-        return calibration
+        budgets = CPU_BUDGETS if self._device.type == "cpu" else CUDA_BUDGETS
+        self.max_batch_tokens = budgets[-1]
+        calibration = calibrate(
+            self._encode_lengths, max_length=self.info.max_length, budgets=budgets
+        )
+        # less than the best where that did not fit into the memory, and was computed in parts
+        self.max_batch_tokens = min(self.max_batch_tokens, calibration.max_batch_tokens)
+        return replace(calibration, max_batch_tokens=self.max_batch_tokens)
 
     def warm_up(self) -> None:
         """Compute one row, so that the first request does not pay for what is done once."""
         self._encode_lengths([min(16, self.info.max_length)])
+
+    def _compute_rows(
+        self,
+        rows: TokenRows,
+        numbers: npt.NDArray[np.int64],
+        outputs: Sequence[Output],
+        between_layers: BetweenLayers,
+    ) -> None:
+        """Compute rows in micro-batches; where memory runs out, what is left in smaller ones."""
+        arrivals = Arrivals(self._device)
+        batches = deque(pack(rows.lengths, numbers, self.max_batch_tokens))
+        while batches:
+            try:
+                self._compute(batches[0], rows, outputs, arrivals, between_layers)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                cause = " ".join(str(error).split())[:200]
+            else:
+                batches.popleft()
+                continue
+            # not while the error is handled: its traceback holds what is to be freed
+            free_memory(self._device)
+            self._halve_budget(batches[0], cause)
+            left = np.concatenate([batch.rows for batch in batches])
+            batches = deque(pack(rows.lengths, left, self.max_batch_tokens))
+        arrivals.collect()
+
+    def _halve_budget(self, batch: MicroBatch, cause: str) -> None:
+        """Take half of what did not fit as the budget; RuntimeError if that was a single row."""
+        tokens = len(batch.tokens)
+        if len(batch.rows) == 1:
+            raise RuntimeError(
+                f"not enough memory on {self.info.device} for one row of {tokens} tokens: cut "
+                f"rows to fewer, ask for fewer layers, or start fewer workers there ({cause})"
+            )
+        self.max_batch_tokens = max(min(tokens, self.max_batch_tokens) // 2, 1)
+        logger.warning(
+            "out of memory on %s with %d tokens: %d at a time from now on (%s)",
+            self.info.device,
+            tokens,
+            self.max_batch_tokens,
+            cause,
+        )
 
     def _compute(
         self,
         batch: MicroBatch,
         rows: TokenRows,
         outputs: Sequence[Output],
+        arrivals: Arrivals,
         between_layers: BetweenLayers,
     ) -> None:
-        tokens = TokenBatch(
-            self._tensor(rows.ids[batch.tokens]),
-            self._tensor(rows.segment_ids[batch.tokens]),
-            self._tensor(batch.positions),
-            batch.groups,
-        )
+        tokens = self._token_batch(batch, rows)
         layers = {layer for output in outputs for layer in output.layers}
         heads = {output.head for output in outputs if output.head is not None}
         states = self._encoder.forward(tokens, layers, heads, between_layers=between_layers)
         special = None
         if self._mask_cls_sep:
-            special = torch.from_numpy(rows.special[batch.tokens]).to(self._device)
+            special = to_device(rows.special[batch.tokens], self._device)
         for output in outputs:
-            values = self._pool(states, output, batch.groups, special)
-            output.put(batch, shape(values, output.view).cpu().numpy())
+            values = self._pool(states, output, tokens, special)
+            arrivals.add(output, batch, shape(values, output.view))
+
+    def _token_batch(self, batch: MicroBatch, rows: TokenRows) -> TokenBatch:
+        """Return a micro-batch on the device, in one copy."""
+        tokens = np.empty((3, len(batch.tokens)), np.int64)
+        tokens[0] = rows.ids[batch.tokens]
+        tokens[1] = rows.segment_ids[batch.tokens]
+        tokens[2] = batch.positions
+        ids, segment_ids, positions = to_device(tokens, self._device)
+        segments = None
+        if self._has_segments:
+            segments = Segments(to_device(row_splits(batch.groups), self._device), positions)
+        return TokenBatch(ids, segment_ids, positions, batch.groups, segments)
 
     def _pool(
         self,
         states: States,
         output: Output,
-        groups: Sequence[Group],
+        batch: TokenBatch,
         special: torch.Tensor | None,
     ) -> torch.Tensor:
         if output.head is not None:
@@ -151,11 +216,11 @@ class EncoderReplica:
         if output.view.pooling == "auto":
             assert self._recipe.pooling is not None
             layers = [states.layers[layer] for layer in output.layers]
-            return self._recipe.pooling(join(layers, output.view.layer_reduce or "concat"), groups)
-        return pool(states.layers, output.layers, output.view, groups, special)
-
-    def _tensor(self, values: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64, copy=False)).to(self._device)
+            values = join(layers, output.view.layer_reduce or "concat")
+            return self._recipe.pooling(values, batch.groups, batch.segments)
+        return pool(
+            states.layers, output.layers, output.view, batch.groups, special, batch.segments
+        )
 
     def _encode_lengths(self, lengths: Sequence[int]) -> None:
         """Encode rows of so many tokens each by the default view, or what the model has of it."""

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
 from .checkpoint import take
-from .packing import Group
 from .replica import ModelLoadError
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -50,13 +49,8 @@ class Heads:
         self._layers = layers
         self.sizes = {name: len(dense[-1].weight) for name, dense in layers.items()}
 
-    def __call__(
-        self, state: torch.Tensor, groups: Sequence[Group], names: AbstractSet[str]
-    ) -> dict[str, torch.Tensor]:
-        """Return what some heads make of the last hidden state, each float32 `[rows, width]`."""
-        if not names:
-            return {}
-        firsts = torch.cat([state[group.token : group.end : group.length] for group in groups])
+    def __call__(self, firsts: torch.Tensor, names: AbstractSet[str]) -> dict[str, torch.Tensor]:
+        """Return what some heads make of rows' first tokens, each float32 `[rows, width]`."""
         values = {}
         for name in names:
             x = firsts.float()

@@ -1,8 +1,8 @@
 """Every view of hidden states on the flat layout: joined, pooled, cut, scaled.
 
 All rows of a micro-batch are pooled at one time, a group of equal length at a time, so
-that pooling needs no mask. It computes in float32 whatever the model computes in. It knows
-nothing of requests.
+that pooling needs no mask; or, on a GPU, all groups at once (`segments`). It computes in
+float32 whatever the model computes in. It knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from bert_serving.client.view import View
 
 from .packing import Group
+from .segments import Segments
 
 Pool = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -25,6 +26,7 @@ def pool(
     view: View,
     groups: Sequence[Group],
     special: torch.Tensor | None = None,
+    segments: Segments | None = None,
 ) -> torch.Tensor:
     """Return what layers give, pooled: `[rows, dim]`, or `[tokens, dim]` where that is `none`.
 
@@ -36,12 +38,16 @@ def pool(
         special: the tokens that are left out, bool `[tokens]`: mean and max are over the
             others (zero where there is none), and `none` has zeros for them; `first` and
             `last` take their token all the same.
+        segments: the same rows, to be pooled all at once; without them groups are.
 
     """
     values = join([states[layer] for layer in layers], view.layer_reduce or "concat")
     if view.pooling == "none":
         return values if special is None else values.masked_fill(special[:, None], 0)
-    return pool_groups(values, POOLINGS[view.pooling or "mean"], groups, special)
+    pooling = view.pooling or "mean"
+    if segments is not None:
+        return segments.pool(values, pooling, special)
+    return pool_groups(values, POOLINGS[pooling], groups, special)
 
 
 def shape(values: torch.Tensor, view: View) -> torch.Tensor:

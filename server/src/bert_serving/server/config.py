@@ -235,6 +235,11 @@ class ServerConfig:
         parse=_fraction,
         metavar="SHARE",
     )
+    no_cuda_graphs: bool = option(
+        False,
+        "devices",
+        "on a GPU, launch each operation of small batches: if CUDA graphs fail or take much memory",
+    )
 
     host: str = option(
         "127.0.0.1", "network", "address to listen on: by default only this machine", metavar="HOST"

@@ -166,6 +166,7 @@ def worker_config(
             as_sentence_transformers=config.pooling_strategy == "auto",
             compile=config.compile,
             gpu_memory_fraction=config.gpu_memory_fraction,
+            no_cuda_graphs=config.no_cuda_graphs,
         ),
         cores=placement.cores,
         default_view=config.default_view,

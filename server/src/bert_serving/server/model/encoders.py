@@ -13,13 +13,21 @@ from .bert import BertEncoder
 from .bert_config import BertConfig
 from .checkpoint import Checkpoint, Weights, find_checkpoint
 from .conversions import converted
-from .device import check_memory, choose_device, choose_dtype, compiler_needed, limit_memory
+from .cuda_graphs import GraphedEncoder
+from .device import (
+    check_memory,
+    choose_device,
+    choose_dtype,
+    compiler_needed,
+    limit_memory,
+    make_current,
+)
 from .encoder import Encoder
 from .encoder_replica import EncoderReplica
 from .families import FAMILIES, find_family
 from .heads import check_num_labels, find_heads, label_activation
-from .kernels import Kernels, PlainKernels
 from .kernels_cpu import CpuKernels
+from .kernels_cuda import CudaKernels, find_varlen_attend
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
 from .tokenizer import Tokenizer
@@ -43,6 +51,7 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = choose_device(config.device)
+    make_current(device)
     limit_memory(config.gpu_memory_fraction, device)
     dtype = choose_dtype(config.dtype, device)
     checkpoint = converted(
@@ -94,6 +103,7 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
         recipe=recipe,
         label_activation=label_activation(settings, encoder.head_sizes),
         mask_cls_sep=config.mask_cls_sep,
+        has_segments=device.type == "cuda",
     )
     with compiler_needed() if config.compile else nullcontext():
         if config.max_batch_tokens is None:
@@ -111,21 +121,33 @@ def _packed_encoder(
     settings: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-) -> BertEncoder:
+) -> Encoder:
     if config.compile and device.type == "cpu":
         logger.info(
             "compile changes nothing here: on a CPU this model's operations are hand-picked"
         )
-    return BertEncoder(
+    head_size = plan.hidden_size // plan.num_heads
+    varlen = find_varlen_attend(device, dtype, head_size) if device.type == "cuda" else None
+    encoder = BertEncoder(
         plan,
         weights,
         device=device,
         dtype=dtype,
-        kernels=_kernels(device),
+        kernels=CpuKernels() if device.type == "cpu" else CudaKernels(device, varlen),
         heads=find_heads(weights, settings, plan.hidden_size, device),
         has_positions=not config.no_position_embeddings,
         compile=config.compile and device.type != "cpu",
     )
+    if device.type == "cuda" and varlen is None:
+        logger.info(
+            "attention goes a group of equal length at a time: FlashAttention is for 16 bit, "
+            "on a GPU of compute capability 8.0 or higher (heads of %d, %s)",
+            head_size,
+            dtype,
+        )
+    if varlen is None or config.no_cuda_graphs:
+        return encoder
+    return GraphedEncoder(encoder, device=device, dtype=dtype, varlen=varlen)
 
 
 def _transformers_plan(settings: Mapping[str, Any]) -> TransformersPlan:
@@ -152,10 +174,6 @@ def _transformers_encoder(
     return TransformersEncoder(
         loaded, device=device, max_length=plan.max_length, compile=config.compile
     )
-
-
-def _kernels(device: torch.device) -> Kernels:
-    return CpuKernels() if device.type == "cpu" else PlainKernels()
 
 
 def _max_length(config: ReplicaConfig, tokenizer: Tokenizer, recipe: SentenceRecipe) -> int:

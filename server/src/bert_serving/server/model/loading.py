@@ -40,6 +40,7 @@ class ReplicaConfig:
             model's directory says how: cut at its maximum length, lower-cased if it does.
         compile: compile what is not hand-written.
         gpu_memory_fraction: share of a GPU's memory that may be taken; None is all.
+        no_cuda_graphs: launch each operation, where small batches could be one launch.
 
     """
 
@@ -60,6 +61,7 @@ class ReplicaConfig:
     as_sentence_transformers: bool = False
     compile: bool = False
     gpu_memory_fraction: float | None = None
+    no_cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have.

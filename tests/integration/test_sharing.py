@@ -24,6 +24,7 @@ from bert_serving.client.errors import (
     InvalidRequest,
     RequestTimeout,
     ServerUnreachable,
+    WorkerFailed,
 )
 from bert_serving.client.pool import MAX_IDLE_CONNECTIONS
 from bert_serving.server.model.fake import fake_embedding, fake_tokens
@@ -167,6 +168,39 @@ def test_a_concurrent_client_never_runs_out(fake_server: ServerProcess) -> None:
     client = ConcurrentBertClient(max_concurrency=2, port=fake_server.port)
     with client, ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda n: encodes_right(client, f"{n}", calls=5), range(8)))
+
+
+# small requests beside large ones
+
+
+@pytest.fixture
+def bulk_server(start_server: Starter) -> Iterator[ServerProcess]:
+    """A server that has batches of a second each to compute, for many seconds."""
+    server = start_server(
+        *("-model_dir", f"fake:384?row_us={4_000 * SECOND:.0f}"), *("-max_batch_size", "256")
+    )
+    with server.client(timeout=60_000 * SECOND) as client, ThreadPoolExecutor(1) as pool:
+        rows = [f"row {number}" for number in range(4 * 256)]
+        bulk = pool.submit(client.encode, rows)
+        eventually(lambda: server.status()["statistic"]["requests_in_hand"] > 1)
+        yield server
+        assert np.array_equal(bulk.result(), expected(rows))
+
+
+def test_a_small_request_does_not_wait_for_the_batch_that_runs(bulk_server: ServerProcess) -> None:
+    with bulk_server.client() as client:
+        started = time.monotonic()
+        for number in range(3):
+            assert still_answers(client, f"small {number}")
+        assert time.monotonic() - started < 0.9 * SECOND
+        assert bulk_server.status()["statistic"]["requests_in_hand"] > 1
+
+
+def test_a_small_request_that_kills_workers_fails_alone(bulk_server: ServerProcess) -> None:
+    with bulk_server.client(timeout=60_000 * SECOND) as client:
+        with pytest.raises(WorkerFailed):
+            client.encode("fake:crash")
+        assert still_answers(client)
 
 
 # the end of a client

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf, nan
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from hypothesis import HealthCheck, settings
@@ -47,10 +48,12 @@ LIMITS = SchedulerLimits(
 CLIENTS = [b"ann", b"bob", b"cy"]
 WORKERS = [b"w0", b"w1", b"w2"]
 MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 12
+EXPRESS_COST = 48
 
 Flow: TypeAlias = tuple[str | bytes, bool]
 """A client or "class", and whether it is about small requests."""
 
+cost, rows = attrgetter("cost"), attrgetter("rows")
 choices = st.integers(0, 10**6)
 bursts = st.lists(
     st.tuples(
@@ -98,10 +101,22 @@ class Asked:
 class Held:
     """What the model knows of one worker."""
 
+    takes_express: bool
     batches: dict[int, list[Asked]] = field(default_factory=dict)
+    express: dict[int, list[Asked]] = field(default_factory=dict)
     running_since: float = 0.0
     is_on_trial: bool = False
     is_stuck: bool = False
+
+    @property
+    def in_hand(self) -> dict[int, list[Asked]]:
+        return {**self.batches, **self.express}
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether small requests get to it by express alone: it computes large ones."""
+        running = next(iter(self.batches.values()), None)
+        return self.takes_express and running is not None and not running[0].is_small
 
 
 class Promises(RuleBasedStateMachine):
@@ -113,6 +128,7 @@ class Promises(RuleBasedStateMachine):
         self.serials = self.turns = 0
         self.open: dict[tuple[bytes, int], Asked] = {}
         self.workers: dict[bytes, Held] = {}
+        self.takers_of_express: set[bytes] = set()
         self.batch_ids: set[int] = set()
         self.dead_batches: list[tuple[bytes, int, int]] = []
         self.due: dict[tuple[bytes, int], Asked] = {}
@@ -124,8 +140,9 @@ class Promises(RuleBasedStateMachine):
 
     # What happens
 
-    @initialize(first=st.integers(0, 2))
-    def some_workers_are_ready(self, first: int) -> None:
+    @initialize(first=st.integers(0, 2), takers=st.sets(st.sampled_from(WORKERS)))
+    def some_workers_are_ready(self, first: int, takers: set[bytes]) -> None:
+        self.takers_of_express = takers
         for worker in WORKERS[:first]:
             self.worker_is_ready(worker)
 
@@ -193,13 +210,16 @@ class Promises(RuleBasedStateMachine):
 
     def worker_is_ready(self, worker: bytes) -> None:
         self.lose(worker)
-        self.workers[worker] = Held()
-        self.handle(WorkerReady(worker, MAX_BATCH_TOKENS, MAX_BATCH_ROWS, 512))
+        takes_express = worker in self.takers_of_express
+        self.workers[worker] = Held(takes_express)
+        self.handle(
+            WorkerReady(worker, MAX_BATCH_TOKENS, MAX_BATCH_ROWS, 512, takes_express=takes_express)
+        )
 
-    @precondition(lambda self: any(held.batches for held in self.workers.values()))
+    @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
     @rule(choice=choices)
     def a_busy_worker_dies_and_returns(self, choice: int) -> None:
-        worker = self.pick([each for each, held in self.workers.items() if held.batches], choice)
+        worker = self.pick([each for each, held in self.workers.items() if held.in_hand], choice)
         self.worker_is_lost(worker)
         self.worker_is_ready(worker)
 
@@ -212,24 +232,32 @@ class Promises(RuleBasedStateMachine):
         self.lose(worker)
         self.handle(WorkerLost(worker))
 
-    @precondition(lambda self: any(held.batches for held in self.workers.values()))
+    @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
     @rule(choice=choices, count=st.integers(2, 5), told=st.booleans())
     def batches_are_answered(self, choice: int, count: int, told: bool) -> None:
         for _ in range(count):
-            if any(held.batches for held in self.workers.values()):
+            if any(held.in_hand for held in self.workers.values()):
                 self.a_batch_is_answered(choice, out_of_order=False, told=told)
 
-    @precondition(lambda self: any(held.batches for held in self.workers.values()))
+    @precondition(lambda self: any(held.express for held in self.workers.values()))
+    @rule(choice=choices, told=st.booleans())
+    def an_express_batch_is_answered(self, choice: int, told: bool) -> None:
+        busy = [worker for worker, held in self.workers.items() if held.express]
+        worker = self.pick(busy, choice)
+        self.answer(worker, next(iter(self.workers[worker].express)), told)
+
+    @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
     @rule(choice=choices, out_of_order=st.booleans(), told=st.booleans())
     def a_batch_is_answered(self, choice: int, out_of_order: bool, told: bool) -> None:
-        busy = [worker for worker, held in self.workers.items() if held.batches]
+        busy = [worker for worker, held in self.workers.items() if held.in_hand]
         worker = self.pick(busy, choice)
+        self.answer(worker, list(self.workers[worker].in_hand)[-1 if out_of_order else 0], told)
+
+    def answer(self, worker: bytes, batch_id: int, told: bool) -> None:
         held = self.workers[worker]
-        batch_id = list(held.batches)[-1 if out_of_order else 0]
-        was_running = batch_id == next(iter(held.batches))
-        batch = held.batches.pop(batch_id)
-        if was_running:
+        if batch_id in held.express or batch_id == next(iter(held.batches)):
             held.running_since = self.now
+        batch = (held.express if batch_id in held.express else held.batches).pop(batch_id)
         held.is_on_trial = False
         self.settle()
         self.answers = {
@@ -243,12 +271,12 @@ class Promises(RuleBasedStateMachine):
         self.handle(BatchAnswered(worker, batch_id, answers, tokens))
         assert not self.answers, "a worker's answer was not delivered"
 
-    @precondition(lambda self: any(held.batches for held in self.workers.values()))
+    @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
     @rule(choice=choices, count=st.integers(0, 12))
     def a_worker_miscounts_its_answers(self, choice: int, count: int) -> None:
-        busy = [worker for worker, held in self.workers.items() if held.batches]
+        busy = [worker for worker, held in self.workers.items() if held.in_hand]
         worker = self.pick(busy, choice)
-        batch_id, batch = next(iter(self.workers[worker].batches.items()))
+        batch_id, batch = self.pick(list(self.workers[worker].in_hand.items()), choice)
         if count == len(batch):
             count += 1
         if not self.workers[worker].is_stuck:
@@ -319,6 +347,8 @@ class Promises(RuleBasedStateMachine):
         self.open[new.client, new.request_id] = asked
         for flow, share in self.shares(asked).items():
             self.largest[flow] = max(share, self.largest.get(flow, 0.0))
+        if asked.is_small and self.takers_of_express:
+            self.largest["class", True] = max(EXPRESS_COST / 4, self.largest["class", True])
         self.follow_races()
         return []
 
@@ -362,7 +392,7 @@ class Promises(RuleBasedStateMachine):
         held = self.workers.pop(worker, None)
         if held is None:
             return
-        for batch_id, batch in held.batches.items():
+        for batch_id, batch in held.in_hand.items():
             self.dead_batches.append((worker, batch_id, len(batch)))
             for asked in batch:
                 asked.worker = None
@@ -421,7 +451,7 @@ class Promises(RuleBasedStateMachine):
 
     def is_overdue(self, held: Held) -> bool:
         since = held.running_since + LIMITS.batch_timeout_s
-        return bool(held.batches) and not held.is_stuck and since <= self.now
+        return bool(held.in_hand) and not held.is_stuck and since <= self.now
 
     def check_dispatch(self, action: Dispatch) -> None:
         held = self.workers[action.worker]
@@ -431,50 +461,66 @@ class Promises(RuleBasedStateMachine):
         self.batch_ids.add(action.batch_id)
         assert not held.is_stuck
         assert not held.is_on_trial, "something went to a worker that tries a suspect"
-        assert len(held.batches) < LIMITS.max_batches_per_worker
         for asked, queued_s in zip(batch, action.queued_s, strict=True):
             assert self.open.get((asked.client, asked.request_id)) is asked, "not wanted"
             assert asked.worker is None, "it is in hand already"
             assert asked.deadline > self.now
             assert queued_s == self.now - asked.arrived_at
         self.check_choice_of_worker(held)
+        if action.is_express:
+            self.check_express(held, batch)
+        else:
+            assert len(held.batches) < LIMITS.max_batches_per_worker
+            assert not (held.has_lane and batch[0].is_small), "it waits behind large ones"
         if any(asked.deaths >= 2 for asked in batch):
             self.check_trial(held, batch)
         else:
-            self.check_filling(batch)
+            self.check_filling(batch, held, is_express=action.is_express)
             for asked in batch:
                 self.check_turn(asked)
-        if not held.batches:
+            if action.is_express:
+                spare = EXPRESS_COST - sum(asked.cost for asked in batch)
+                self.charge({("class", True): max(spare, 0.0) / 4})
+        if not held.in_hand:
             held.running_since = self.now
         for asked in batch:
             asked.worker = action.worker
-        held.batches[action.batch_id] = batch
+        (held.express if action.is_express else held.batches)[action.batch_id] = batch
+
+    @staticmethod
+    def check_express(held: Held, batch: list[Asked]) -> None:
+        assert held.has_lane, "an express batch is for a worker that computes large requests"
+        assert not held.express, "one express batch at a time"
+        assert all(asked.is_small for asked in batch)
 
     def check_choice_of_worker(self, held: Held) -> None:
-        loads = [len(each.batches) for each in self.workers.values() if not each.is_stuck]
-        if held.batches and 0 in loads:
+        loads = [len(each.in_hand) for each in self.workers.values() if not each.is_stuck]
+        if held.in_hand and 0 in loads:
             suspects = [asked for asked in self.queued() if asked.deaths >= 2]
-            idle = [each for each in self.workers.values() if not each.batches]
+            idle = [each for each in self.workers.values() if not each.in_hand]
             assert suspects, "an idle worker was passed over"
             assert len(idle) <= 1, "idle workers were passed over"
 
     def check_trial(self, held: Held, batch: list[Asked]) -> None:
         assert len(batch) == 1
         assert batch[0].deaths == 2
-        assert not held.batches, "a suspect went to a worker that holds something"
+        assert not held.in_hand, "a suspect went to a worker that holds something"
         assert not any(each.is_on_trial for each in self.workers.values())
         held.is_on_trial = True
 
-    def check_filling(self, batch: list[Asked]) -> None:
+    def check_filling(self, batch: list[Asked], held: Held, *, is_express: bool) -> None:
+        max_tokens = MAX_BATCH_TOKENS / 4 if is_express else MAX_BATCH_TOKENS
         if len(batch) > 1:
-            assert sum(asked.cost for asked in batch) <= MAX_BATCH_TOKENS
+            assert sum(asked.cost for asked in batch) <= max_tokens
             assert sum(asked.rows for asked in batch) <= MAX_BATCH_ROWS
-        smallest = min((asked.cost for asked in self.ready() if asked not in batch), default=None)
-        if smallest is not None:
-            costs = [asked.cost for asked in self.ready() if asked not in batch]
-            rows = [asked.rows for asked in self.ready() if asked not in batch]
-            too_long = sum(asked.cost for asked in batch) + max(costs) > MAX_BATCH_TOKENS
-            too_many = sum(asked.rows for asked in batch) + max(rows) > MAX_BATCH_ROWS
+        rest = [asked for asked in self.ready() if asked not in batch]
+        if held.takes_express:
+            assert len({asked.is_small for asked in batch}) == 1, "a batch of two classes"
+            if any(asked.is_small is not batch[0].is_small for asked in rest):
+                return  # it may have been the other class's turn
+        if rest:
+            too_long = sum(asked.cost for asked in [*batch, max(rest, key=cost)]) > max_tokens
+            too_many = sum(asked.rows for asked in [*batch, max(rest, key=rows)]) > MAX_BATCH_ROWS
             assert too_long or too_many, "a batch was left open that any request would fit in"
 
     def check_turn(self, asked: Asked) -> None:
@@ -485,7 +531,7 @@ class Promises(RuleBasedStateMachine):
         else:
             ours = self.flow(asked.client, asked.is_small)
             assert asked is min(ours, key=lambda other: other.serial), "not first in first out"
-            self.charge(asked)
+            self.charge(self.shares(asked))
             asked.turn = self.turns
             self.turns += 1
         asked.worker = b"taken"
@@ -525,8 +571,8 @@ class Promises(RuleBasedStateMachine):
             waiting.append((("class", True), ("class", False)))
         self.races = {pair: self.races.get(pair, dict.fromkeys(pair, 0.0)) for pair in waiting}
 
-    def charge(self, asked: Asked) -> None:
-        for flow, share in self.shares(asked).items():
+    def charge(self, shares: dict[Flow, float]) -> None:
+        for flow, share in shares.items():
             for pair, served in self.races.items():
                 if flow in pair:
                     served[flow] += share
@@ -551,7 +597,7 @@ class Promises(RuleBasedStateMachine):
         timeouts = [
             held.running_since + LIMITS.batch_timeout_s
             for held in self.workers.values()
-            if held.batches and not held.is_stuck
+            if held.in_hand and not held.is_stuck
         ]
         assert self.scheduler.next_wakeup() == min(deadlines + timeouts, default=None)
 
@@ -565,11 +611,22 @@ class Promises(RuleBasedStateMachine):
             and not held.is_stuck
             and not held.is_on_trial
         ]
-        if self.ready():
-            kept_for_a_suspect = 1 if suspects and not on_trial else 0
-            assert len(room) <= kept_for_a_suspect
+        kept_for_a_suspect = 1 if suspects and not on_trial else 0
+        if any(not asked.is_small for asked in self.ready()):
+            is_small_ones_turn = any(asked.is_small for asked in self.ready())
+            for_large = [held for held in room if not (is_small_ones_turn and held.has_lane)]
+            assert len(for_large) <= kept_for_a_suspect
+        if any(asked.is_small for asked in self.ready()):
+            assert sum(not held.has_lane for held in room) <= kept_for_a_suspect
+        if all(asked.is_small for asked in self.ready()) and self.ready():
+            lanes = [
+                held
+                for held in self.workers.values()
+                if held.has_lane and not held.express and not held.is_stuck
+            ]
+            assert len(lanes) <= kept_for_a_suspect, "a small request waits beside an open lane"
         if suspects and not on_trial:
-            assert all(held.batches for held in room), "a suspect waits next to an idle worker"
+            assert all(held.in_hand for held in room), "a suspect waits next to an idle worker"
 
     def check_numbers(self) -> None:
         queued = self.queued()
@@ -584,6 +641,7 @@ class Promises(RuleBasedStateMachine):
         assert set(scheduler.workers) == set(self.workers)
         for worker, held in self.workers.items():
             assert list(scheduler.workers[worker].batches) == list(held.batches)
+            assert list(scheduler.workers[worker].express) == list(held.express)
 
     def check_ends(self) -> None:
         counters = self.scheduler.counters

@@ -27,7 +27,7 @@ from bert_serving.client.protocol import parse_encode
 from bert_serving.client.rows import Row, unpack_rows
 from bert_serving.client.view import View
 
-from .model.replica import EncodeRequest, Replica, TokenRows
+from .model.replica import BetweenLayers, EncodeRequest, Replica, TokenRows, nothing
 from .worker_protocol import Answers, Batch
 
 log = logging.getLogger("bert_serving.worker")
@@ -128,11 +128,13 @@ class BatchReader:
             entry.request = EncodeRequest(rows, entry.request.views)
 
 
-def compute(replica: Replica, batch: PreparedBatch) -> Answers:
-    """Return the answers to a prepared batch."""
+def compute(
+    replica: Replica, batch: PreparedBatch, between_layers: BetweenLayers = nothing
+) -> Answers:
+    """Return the answers to a prepared batch; see `Replica.encode` for `between_layers`."""
     started = time.monotonic()
     entries = [entry for entry in batch.entries if entry.answer is None]
-    arrays = _encode(replica, entries)
+    arrays = _encode(replica, entries, between_layers)
     compute_ms = round((time.monotonic() - started) * 1000, 3)
     for entry, views in zip(entries, arrays, strict=True):
         if isinstance(views, ErrorAnswer):
@@ -147,18 +149,18 @@ def compute(replica: Replica, batch: PreparedBatch) -> Answers:
 
 
 def _encode(
-    replica: Replica, entries: Sequence[_Entry]
+    replica: Replica, entries: Sequence[_Entry], between_layers: BetweenLayers
 ) -> Sequence[dict[str, ViewArray] | ErrorAnswer]:
     requests = [entry.request for entry in entries if entry.request is not None]
     try:
-        return replica.encode(requests) if requests else []
+        return replica.encode(requests, between_layers=between_layers) if requests else []
     except Exception as error:
         if len(entries) == 1:
             log.exception("the model failed on a request of %d rows", len(entries[0].rows))
             cause = f"the model failed on this request: {type(error).__name__}: {error}"
             return [ErrorAnswer(entries[0].id, "worker_failed", cause)]
         log.warning("the model failed on a batch of %d requests: trying each alone", len(entries))
-    return [answer for entry in entries for answer in _encode(replica, [entry])]
+    return [answer for entry in entries for answer in _encode(replica, [entry], between_layers)]
 
 
 def _result(

@@ -266,6 +266,7 @@ class Broker:
                 max_batch_tokens=header["max_batch_tokens"],
                 max_batch_rows=header["max_batch_rows"],
                 max_row_tokens=header["model"]["max_length"],
+                takes_express=header["takes_express"],
             )
         )
         if not self._was_ready and self._roster.num_ready >= self._config.num_worker:
@@ -323,7 +324,9 @@ class Broker:
 
     def _dispatch(self, action: events.Dispatch) -> None:
         queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]
-        batch = Batch(action.batch_id, action.payloads, queued_ms, time.monotonic())
+        batch = Batch(
+            action.batch_id, action.payloads, queued_ms, time.monotonic(), action.is_express
+        )
         if not self._send(self._backend, [action.worker, *batch.to_frames()]):
             self._events.append(events.WorkerLost(action.worker))
 

@@ -50,6 +50,7 @@ class Batch:
         queued_ms: how long each had waited when the batch was sent.
         sent_at: when that was, in seconds of this machine's monotonic clock, which its
             processes share: what a batch waits behind another is waiting too.
+        is_express: it is to be computed in the middle of the one that runs.
 
     """
 
@@ -57,6 +58,7 @@ class Batch:
     requests: Sequence[Sequence[Any]]
     queued_ms: Sequence[float]
     sent_at: float
+    is_express: bool = False
 
     def to_frames(self) -> list[Any]:
         """Return the frames to send."""
@@ -67,6 +69,7 @@ class Batch:
             "sizes": sizes,
             "queued_ms": list(self.queued_ms),
             "sent_at": self.sent_at,
+            "is_express": self.is_express,
         }
         return encode_message(header, [frame for frames in self.requests for frame in frames])
 
@@ -74,7 +77,8 @@ class Batch:
     def parse(cls, header: Mapping[str, Any], frames: Sequence[Any]) -> Batch:
         """Return the batch that a header and its buffers hold."""
         requests = list(_grouped(frames, header["sizes"]))
-        return cls(header["batch"], requests, header["queued_ms"], header["sent_at"])
+        queued_ms, sent_at = header["queued_ms"], header["sent_at"]
+        return cls(header["batch"], requests, queued_ms, sent_at, header["is_express"])
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,16 @@ class ClientLost:
 
 @dataclass(slots=True)
 class WorkerReady:
-    """A worker can take batches of up to so many tokens and rows."""
+    """A worker can take batches of up to so many tokens and rows.
+
+    `takes_express` says that it can compute another batch in the middle of one.
+    """
 
     worker: Worker
     max_batch_tokens: int
     max_batch_rows: int
     max_row_tokens: int
+    takes_express: bool = False
 
 
 @dataclass(slots=True)
@@ -116,12 +120,16 @@ Event: TypeAlias = (
 
 @dataclass(slots=True)
 class Dispatch:
-    """Send a batch to a worker: `payloads[i]` waited `queued_s[i]` seconds."""
+    """Send a batch to a worker: `payloads[i]` waited `queued_s[i]` seconds.
+
+    An express batch is to be computed at once, in the middle of the one that runs.
+    """
 
     worker: Worker
     batch_id: int
     payloads: Sequence[Any]
     queued_s: Sequence[float]
+    is_express: bool = False
 
 
 @dataclass(slots=True)
@@ -164,7 +172,8 @@ class SchedulerLimits:
         max_queue_bytes: bytes of them.
         priority_batch_size: a request of at most so many rows is a small one.
         batch_timeout_s: a worker that holds a batch for longer is stuck.
-        max_batches_per_worker: batches a worker holds: one running, one waiting.
+        max_batches_per_worker: batches a worker holds: one running, one waiting. An
+            express batch comes on top.
 
     """
 

@@ -10,7 +10,9 @@ The promises:
    or its client is lost;
 2. what can't be accepted is refused at once;
 3. small requests go first but can't starve the rest, and clients share by cost;
-4. an idle worker gets work at once, filled across clients up to its budget;
+4. an idle worker gets work at once, filled across clients up to its budget; one that
+   computes large requests and takes express batches gets small ones at once as well, as one
+   such batch at a time;
 5. expired and cancelled requests are never sent to a worker;
 6. what a lost worker had goes first again; a request that was in hand when two died is
    tried alone, and when a third dies it fails alone.
@@ -28,6 +30,9 @@ from bert_serving.server.scheduling.events import Action, Event, SchedulerLimits
 from bert_serving.server.scheduling.ledger import Ledger
 from bert_serving.server.scheduling.queues import SUSPECT_AFTER, Request, RequestQueue
 from bert_serving.server.scheduling.workers import WorkerPool, WorkerState
+
+EXPRESS_SHARE = 0.25
+"""Of a worker's budget, the most tokens of an express batch: the next one waits no longer."""
 
 
 class Scheduler:
@@ -221,7 +226,7 @@ class Scheduler:
     def _on_batch_answered(self, event: events.BatchAnswered) -> None:
         """Deliver a batch's answers; a worker that miscounts them is treated as lost."""
         state = self._pool.states.get(event.worker)
-        batch = None if state is None else state.batches.get(event.batch_id)
+        batch = None if state is None else state.batch(event.batch_id)
         if state is None or batch is None:
             return  # late: the batch was queued again when its worker was lost
         if len(event.answers) != len(batch):
@@ -281,14 +286,24 @@ class Scheduler:
         """Nothing more: `handle` looks at the time whatever happened."""
 
     def _dispatch(self) -> None:
-        """Send batches for as long as there is a request and a worker for it."""
+        """Send batches for as long as there is a request and a worker for it.
+
+        Strictly in the queue's order, whichever way they go: so the queue's bound on
+        fairness holds for express batches too, and a flood of small requests leaves the
+        large ones their share of the workers' time.
+        """
         if self._queue.has_suspects or self._pool.isolated is not None:
             self._try_suspect()
-        while self._queue.requests and (state := self._pool.best()) is not None:
-            batch = self._queue.take(state.max_batch_tokens, state.max_batch_rows)
-            if not batch:
-                break  # only suspects are left
-            self._send(state, batch)
+        while (head := self._queue.head()) is not None:
+            state = self._pool.best(is_small=head.is_small)
+            lane = self._pool.best_lane() if head.is_small else None
+            if lane is not None and (state is None or state.load):
+                self._send_express(lane)
+            elif state is not None:
+                tokens, rows = state.max_batch_tokens, state.max_batch_rows
+                self._send(state, self._queue.take(tokens, rows, one_class=state.takes_express))
+            else:
+                break
 
     def _try_suspect(self) -> None:
         """Try one suspect alone; never two at a time, or they could take every worker."""
@@ -300,9 +315,16 @@ class Scheduler:
             self._pool.trial_is_on = True
             self._send(state, [self._queue.take_suspect()])
 
-    def _send(self, state: WorkerState, batch: list[Request]) -> None:
+    def _send_express(self, state: WorkerState) -> None:
+        tokens = EXPRESS_SHARE * state.max_batch_tokens
+        batch = self._queue.take_express(tokens, state.max_batch_rows)
+        self._send(state, batch, is_express=True)
+
+    def _send(self, state: WorkerState, batch: list[Request], *, is_express: bool = False) -> None:
         self._batch_ids += 1
-        self._pool.give(state, self._batch_ids, batch, self._now)
+        self._pool.give(state, self._batch_ids, batch, self._now, is_express=is_express)
         payloads = [request.payload for request in batch]
         queued_s = [self._now - request.arrived_at for request in batch]
-        self._actions.append(events.Dispatch(state.worker, self._batch_ids, payloads, queued_s))
+        self._actions.append(
+            events.Dispatch(state.worker, self._batch_ids, payloads, queued_s, is_express)
+        )

@@ -4,11 +4,18 @@ The one with the fewest batches in hand, and among those the one that has been s
 longest: a second batch goes to a worker only when none is idle. At most one worker at a
 time is isolated, for a request that may have killed two others: it gets nothing else, and
 the rest of the requests keep the rest of the workers. Knows nothing of queues or clients.
+
+A worker that takes express batches has a lane for small requests beside its batches: open
+while it computes large ones and has no express batch in hand. Its batches are of one class
+each, and behind large requests small ones get to it by the lane alone: behind the batch
+that runs they would wait for all of it, in the lane they wait for less.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import chain, islice
 
 from bert_serving.server.scheduling.events import Worker, WorkerReady
 from bert_serving.server.scheduling.queues import Request
@@ -19,21 +26,24 @@ class WorkerState:
 
     Attributes:
         batches: the requests of each batch in hand, by batch id; the first one is running.
-        running_since: when the first of them became the one running.
+        express: likewise, the one that goes ahead of them, if there is one.
+        running_since: when it last answered while it had more in hand, or got its first.
         is_stuck: it held a batch too long and gets no more; it is about to be lost.
 
     """
 
     __slots__ = (
-        "batches", "batches_served", "is_stuck", "max_batch_rows", "max_batch_tokens",
-        "rows_served", "running_since", "tokens_served", "worker",
+        "batches", "batches_served", "express", "is_stuck", "max_batch_rows", "max_batch_tokens",
+        "rows_served", "running_since", "takes_express", "tokens_served", "worker",
     )  # fmt: skip
 
     def __init__(self, ready: WorkerReady) -> None:
         self.worker = ready.worker
         self.max_batch_tokens = ready.max_batch_tokens
         self.max_batch_rows = ready.max_batch_rows
+        self.takes_express = ready.takes_express
         self.batches: dict[int, list[Request]] = {}
+        self.express: dict[int, list[Request]] = {}
         self.running_since = 0.0
         self.is_stuck = False
         self.batches_served = 0
@@ -43,12 +53,34 @@ class WorkerState:
     @property
     def batches_in_hand(self) -> int:
         """How many batches it holds."""
-        return len(self.batches)
+        return len(self.batches) + len(self.express)
 
     @property
     def rows_in_hand(self) -> int:
         """How many rows it holds."""
-        return sum(request.rows for batch in self.batches.values() for request in batch)
+        return sum(request.rows for request in self.requests_in_hand)
+
+    @property
+    def requests_in_hand(self) -> Iterator[Request]:
+        """What it holds, in order."""
+        for batch in chain(self.batches.values(), self.express.values()):
+            yield from batch
+
+    @property
+    def load(self) -> int:
+        """How many batches a new one would wait for."""
+        return len(self.batches) or len(self.express)
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether small requests should wait for its lane: it computes large ones."""
+        if not self.takes_express:
+            return False
+        return any(not batch[0].is_small for batch in islice(self.batches.values(), 1))
+
+    def batch(self, batch_id: int) -> list[Request] | None:
+        """Return the requests of a batch in hand."""
+        return self.batches.get(batch_id) or self.express.get(batch_id)
 
 
 class WorkerPool:
@@ -61,7 +93,7 @@ class WorkerPool:
 
     """
 
-    __slots__ = ("_running", "_shelves", "isolated", "states", "trial_is_on")
+    __slots__ = ("_lanes", "_running", "_shelves", "isolated", "states", "trial_is_on")
 
     def __init__(self, max_batches_per_worker: int) -> None:
         self.states: dict[Worker, WorkerState] = {}
@@ -70,6 +102,7 @@ class WorkerPool:
         self._shelves: list[OrderedDict[Worker, WorkerState]] = [
             OrderedDict() for _ in range(max_batches_per_worker)
         ]
+        self._lanes: OrderedDict[Worker, WorkerState] = OrderedDict()  # those that are open
         self._running: OrderedDict[Worker, WorkerState] = OrderedDict()  # longest first
 
     def add(self, ready: WorkerReady) -> None:
@@ -87,30 +120,52 @@ class WorkerPool:
         if state is self.isolated:
             self.isolated = None
             self.trial_is_on = False
-        return [request for batch in state.batches.values() for request in batch]
+        return list(state.requests_in_hand)
 
-    def best(self) -> WorkerState | None:
-        """Return the worker that the next batch goes to, if any can take one."""
+    def best(self, *, is_small: bool = False) -> WorkerState | None:
+        """Return the worker that the next batch goes to, if any can take one.
+
+        One of small requests goes to none that has a lane for them.
+        """
         for shelf in self._shelves:
-            if shelf:
-                return next(iter(shelf.values()))
+            for state in shelf.values():
+                if not (is_small and state.has_lane):
+                    return state
         return None
 
-    def give(self, state: WorkerState, batch_id: int, batch: list[Request], now: float) -> None:
+    def best_lane(self) -> WorkerState | None:
+        """Return the worker that the next express batch goes to, if any can take one."""
+        return next(iter(self._lanes.values()), None)
+
+    def give(
+        self,
+        state: WorkerState,
+        batch_id: int,
+        batch: list[Request],
+        now: float,
+        *,
+        is_express: bool = False,
+    ) -> None:
         """Put a batch in a worker's hand."""
         self._unshelve(state)
-        if not state.batches:
+        if not state.load:
             self._start(state, now)
-        state.batches[batch_id] = batch
+        (state.express if is_express else state.batches)[batch_id] = batch
         self._shelve(state)
 
     def take_back(self, state: WorkerState, batch_id: int, now: float) -> float | None:
-        """Take a batch out of a worker's hand; returns the seconds it ran, if it did."""
+        """Take a batch out of a worker's hand; returns the seconds since its last answer.
+
+        None for an answer out of order: it waited, and its worker has answered nothing that
+        it was computing. An express batch takes time from the one that runs, so that the
+        time of both starts anew: seconds and tokens still add up, and a worker that answers
+        does not hang.
+        """
         self._unshelve(state)
-        was_running = next(iter(state.batches)) == batch_id
+        was_running = batch_id in state.express or next(iter(state.batches)) == batch_id
         ran_s = now - state.running_since if was_running else None
-        del state.batches[batch_id]
-        if not state.batches:
+        del (state.express if batch_id in state.express else state.batches)[batch_id]
+        if not state.load:
             self._running.pop(state.worker, None)
         elif was_running:
             self._start(state, now)
@@ -125,13 +180,13 @@ class WorkerPool:
         With none idle, returns None, and one is kept from more work: it soon will be.
         """
         state = self.best()
-        if self.isolated is not None and (state is None or state.batches):
+        if self.isolated is not None and (state is None or state.load):
             state = self.isolated
         elif state is not None:
             self.release()
             self._unshelve(state)
             self.isolated = state
-        return state if state is not None and not state.batches else None
+        return state if state is not None and not state.load else None
 
     def release(self) -> None:
         """End the isolation, if there is one."""
@@ -165,11 +220,16 @@ class WorkerPool:
             self._running.move_to_end(state.worker)
 
     def _shelve(self, state: WorkerState) -> None:
-        load = len(state.batches)
-        if load < len(self._shelves) and not state.is_stuck and state is not self.isolated:
+        if state.is_stuck or state is self.isolated:
+            return
+        load = state.load
+        if load < len(self._shelves):
             self._shelves[load][state.worker] = state
+        if state.has_lane and not state.express:
+            self._lanes[state.worker] = state
 
     def _unshelve(self, state: WorkerState) -> None:
-        load = len(state.batches)
+        load = state.load
         if load < len(self._shelves):
             self._shelves[load].pop(state.worker, None)
+        self._lanes.pop(state.worker, None)

@@ -83,6 +83,7 @@ class GraphedEncoder:
         device, dtype: where, and in which type.
         varlen: its attention, which reads the rows' splits on the device.
         capture: makes of a function one that does the same work again; None takes CUDA's.
+        most_graphs: shapes that are kept, the last used ones.
 
     """
 
@@ -94,11 +95,13 @@ class GraphedEncoder:
         dtype: torch.dtype,
         varlen: VarlenAttend,
         capture: Capture | None = None,
+        most_graphs: int = _MOST_GRAPHS,
     ) -> None:
         self._encoder = encoder
         self._device = device
         self._dtype = dtype
         self._varlen = varlen
+        self._most_graphs = most_graphs
         self._capture = capture or _cuda_capture()
         # None for what has come once, and is not captured yet; least recently used first
         self._graphs: OrderedDict[tuple[Shape, frozenset[int]], Run | None] = OrderedDict()
@@ -172,7 +175,7 @@ class GraphedEncoder:
         self._graphs.move_to_end(key)
         if graph is None and is_known:
             graph = self._graphs[key] = self._try_capture(shape, layers)
-        while len(self._graphs) > _MOST_GRAPHS:
+        while len(self._graphs) > self._most_graphs:
             self._graphs.popitem(last=False)
         return None if graph is None else (shape, graph)
 

@@ -37,7 +37,7 @@ class Attention(Protocol):
         """Return the mixed values, `[tokens, hidden]`, of `[tokens, 3 * hidden]`.
 
         A token has its query, key and value side by side; queries are scaled already. Beyond
-        the rows is padding, for which there are zeros.
+        the rows is padding, for which anything may come.
         """
 
 

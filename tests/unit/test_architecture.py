@@ -19,6 +19,9 @@ SOURCES = [
 
 IMPURE = {"zmq", "socket", "asyncio", "threading", "time", "random", "logging", "torch"}
 WEB = {"fastapi", "uvicorn", "starlette"}
+# what runs in the interpreters of others, that have torch and not our packages
+PEER_PROGRAMS = f"{SERVER}.benchmark.peers.programs"
+
 TORCH_FREE = {f"{SERVER}.model.{name}" for name in ("replica", "packing", "fake", "fake_rows")}
 
 THIRD_PARTY_OF_THE_CLIENT = {"zmq", "msgpack", "numpy"}
@@ -141,9 +144,24 @@ def test_what_decides_in_the_legacy_gateway_has_no_socket_and_no_clock(module: s
 
 def test_torch_is_imported_only_by_models() -> None:
     for module in imports():
-        if "torch" in top_levels(module):
+        if "torch" in top_levels(module) and not is_in(module, PEER_PROGRAMS):
             assert is_in(module, f"{SERVER}.model"), module
             assert module not in TORCH_FREE
+
+
+def test_what_runs_in_the_interpreters_of_peers_imports_nothing_of_ours() -> None:
+    programs = [module for module in imports() if is_in(module, PEER_PROGRAMS)]
+    assert len(programs) > 6
+    for module in programs:
+        ours = [name for name in imports()[module] if is_in(name, "bert_serving")]
+        assert all(is_in(name, PEER_PROGRAMS) for name in ours), module
+
+
+def test_of_the_programs_of_peers_only_the_conversation_is_imported() -> None:
+    for module, names in imports().items():
+        if not is_in(module, PEER_PROGRAMS):
+            used = {name for name in names if is_in(name, PEER_PROGRAMS)}
+            assert used <= {f"{PEER_PROGRAMS}.lines.Options"}, module
 
 
 def test_ray_is_imported_only_by_the_cluster_and_nobody_imports_that() -> None:

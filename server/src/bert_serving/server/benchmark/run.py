@@ -57,12 +57,12 @@ def run(config: BenchmarkConfig, say: Callable[[str], None]) -> int:
         ServerFailed: the very first server did not start.
 
     """
-    with _signals() as check, Benchmark(config, say, check) as benchmark:
+    with signals() as check, Benchmark(config, say, check) as benchmark:
         return benchmark.run()
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], None]]:
+def signals() -> Iterator[Callable[[], None]]:
     """Give a function that raises `Interrupted` after a signal."""
     received: list[int] = []
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bert_serving.server import exit_codes
 from bert_serving.server.benchmark import plots, report
+from bert_serving.server.benchmark.comparison import ComparisonConfig
 from bert_serving.server.benchmark.experiments import (
     NOT_OURS,
     VARIABLES,
@@ -26,6 +27,12 @@ from bert_serving.server.benchmark.experiments import (
 from bert_serving.server.benchmark.run import run
 from bert_serving.server.benchmark.server_process import ServerFailed
 from bert_serving.server.benchmark.words import read_words
+from bert_serving.server.cli.comparison import (
+    add_comparison,
+    run_comparison,
+    take_comparison,
+    to_comparison_config,
+)
 from bert_serving.server.cli.options import (
     ENVIRONMENT_PREFIX,
     SettingError,
@@ -52,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = get_benchmark_parser()
     args = parser.parse_args(argv)
     try:
-        config = to_benchmark_config(args, os.environ)
+        compared = to_comparison(args, os.environ, sys.argv[1:] if argv is None else argv)
+        config = compared or to_benchmark_config(args, os.environ)
         config.output.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         parser.error(str(error))
@@ -63,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.no_plot and not config.plots:
         _say(plots.ADVICE)
     try:
+        if isinstance(config, ComparisonConfig):
+            return run_comparison(config)
         return run(config, _say)
     except ServerFailed as error:
         print(f"bert-serving-benchmark: {error}", file=sys.stderr)
@@ -81,6 +91,7 @@ def get_benchmark_parser() -> argparse.ArgumentParser:
     for variable in VARIABLES:
         _add_experiment(experiments, variable)
     _add_load(parser.add_argument_group("load", "what is common to all experiments"))
+    add_comparison(parser)
     results = parser.add_argument_group("results")
     results.add_argument(
         *_names("output"),
@@ -126,6 +137,36 @@ def to_benchmark_config(
         environment=_settings_in(environment),
         output=_new_folder(own["output"]),
         plots=plots.can_draw() and not own["no_plot"],
+    )
+
+
+def to_comparison(
+    args: argparse.Namespace, environment: Mapping[str, str], argv: Sequence[str]
+) -> ComparisonConfig | None:
+    """Return the comparison that was asked for; None if experiments were.
+
+    Raises:
+        ValueError: a setting cannot be used, or both were.
+
+    """
+    given = dict(vars(args))
+    compared = take_comparison(given)
+    if compared is None:
+        return None
+    tests = [f"test_{variable.name}" for variable in VARIABLES]
+    if asked := [name for name in tests if given.pop(name)]:
+        raise SettingError(f"-{asked[0]} and a comparison: give them in a command each")
+    own = {name: given.pop(name) for name in (*OWN, "output", "no_plot")}
+    config = _server_config(given, environment)
+    return to_comparison_config(
+        compared,
+        config,
+        server_options=options_under_test(given, config),
+        wait_till_ready_s=own["wait_till_ready"],
+        environment=_settings_in(environment),
+        argv=argv,
+        output=_new_folder(own["output"]),
+        draws=not own["no_plot"],
     )
 
 

@@ -15,7 +15,7 @@ from .peers.process import PeerFacts, PeerProcess
 from .server_process import ServerFailed, ServerProcess
 
 OURS = "bert-serving"
-ANSWER_TIMEOUT_MS = 600_000
+ANSWER_TIMEOUT_MS = 120_000
 
 
 class Contender(Protocol):

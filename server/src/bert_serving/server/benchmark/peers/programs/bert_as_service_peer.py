@@ -6,6 +6,7 @@ many requests as its workers can take at a time, as its documentation advises.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import uuid
 from pathlib import Path
@@ -22,6 +23,7 @@ ROWS = (256, 1024, 64)
 
 TIMEOUT_S = 120.0
 CONNECT_TIMEOUT_S = 10.0
+ATTEMPTS = 10
 
 
 class Conversation:
@@ -40,9 +42,16 @@ class Conversation:
         self._push.connect(f"tcp://{host}:{port}")
 
     def settings(self) -> dict[str, Any]:
-        """Return what the server says of itself."""
-        number = self._send(b"SHOW_CONFIG", 1)
-        return dict(json.loads(self._receive({number}, CONNECT_TIMEOUT_S)[1]))
+        """Return what the server says of itself.
+
+        Asked again every second: an answer is lost that comes before the subscription is there.
+        """
+        numbers: set[int] = set()
+        for _ in range(ATTEMPTS):
+            numbers.add(self._send(b"SHOW_CONFIG", 1))
+            with contextlib.suppress(TimeoutError):
+                return dict(json.loads(self._receive(numbers, 1.0)[1]))
+        raise TimeoutError(f"{self._address} did not answer within {ATTEMPTS} s: is it the server?")
 
     def encode(self, texts: list[str], rows: int) -> Any:
         """Return the vectors of texts that go out in requests of so many rows, all at once."""
@@ -51,7 +60,7 @@ class Conversation:
         answers, missing = {}, set(numbers)
         while missing:
             frames = self._receive(missing, TIMEOUT_S)
-            header, number = json.loads(frames[1]), int(frames[3])
+            header, number = json.loads(frames[1]), int(frames[-1])
             answers[number] = np.frombuffer(frames[2], header["dtype"]).reshape(header["shape"])
             missing.remove(number)
         return np.concatenate([answers[number] for number in numbers])
@@ -66,7 +75,7 @@ class Conversation:
     def _receive(self, missing: set[int], within_s: float) -> list[bytes]:
         while self._subscriber.poll(within_s * 1000):
             frames: list[bytes] = self._subscriber.recv_multipart()
-            if int(frames[3]) in missing:  # not that of a request that was given up
+            if int(frames[-1]) in missing:  # not that of a request that was given up
                 return frames
         raise TimeoutError(f"{self._address} did not answer within {within_s:g} s")
 

@@ -25,13 +25,20 @@ from .scheduling.restarts import RestartPolicy
 WATCH_S = 1.0
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+# Keep the memory of a message for the next one: glibc gives blocks of more than 128 KiB back to
+# the system at once, and every page of an answer is then faulted in anew by each process that
+# it passes through. It takes a fifth of the rate on large answers (measured).
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+
 
 def start(module: str, config: RoleConfig) -> subprocess.Popen[bytes]:
     """Start a role's module of this package; its `main` reads the config."""
     command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid())]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  # our own module
+        process = subprocess.Popen(  # noqa: S603  # our own module
+            command, stdin=subprocess.PIPE, env={**_MALLOC, **os.environ}
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     assert process.stdin is not None

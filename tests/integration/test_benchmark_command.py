@@ -7,13 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import COMMANDS, MARK, SECOND, command_line, eventually, marked_processes
+from legacy_client import legacy_ports
+from server_process import (
+    COMMANDS,
+    MARK,
+    SECOND,
+    Starter,
+    command_line,
+    eventually,
+    marked_processes,
+)
 
 from bert_serving.server import exit_codes
 from bert_serving.server.benchmark import plots
@@ -25,13 +36,14 @@ EXPERIMENTS = {
     "client_batch_size": [1, 16],
     "num_client": [1, 5],
     "pooling_layer": [-1, -2],
+    "num_worker": [1, 2],
     "max_batch_size": [4, 32],
     "max_seq_len": [16, 32],
 }
 TINY = (
     *("-num_repeat", str(REPEATS)),
     *("-client_batch_size", str(BATCH)),
-    *(f"-test_{name}" for name in EXPERIMENTS),
+    *(f"-test_{name}" for name in (*EXPERIMENTS, "mixed", "overhead")),
 )
 """Small, and without experiments: a test adds its own."""
 
@@ -89,11 +101,11 @@ class BenchmarkProcess:
 
 @pytest.fixture(scope="module")
 def whole_run(run_folder: Path) -> Iterator[BenchmarkProcess]:
-    """All five experiments, with small values."""
+    """All experiments of the same kind, with small values."""
     values = [
         word for name, given in EXPERIMENTS.items() for word in (f"-test_{name}", *map(str, given))
     ]
-    options = ("-model_dir", "fake:64", *TINY[:4], *values, "-port", "5555")
+    options = ("-model_dir", "fake:64", *TINY, *values, "-port", "5555")
     benchmark = BenchmarkProcess(run_folder, *options)
     try:
         benchmark.wait()
@@ -147,6 +159,7 @@ def test_every_value_answers_all_rows_of_all_clients(whole_run: BenchmarkProcess
             assert measurement["rows_per_s"]["middle"] > 0
             latency = measurement["latency_ms"]
             assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"]
+            assert measurement["client_cores"] > 0 and measurement["server_cores"] >= 0
 
 
 def test_sentences_are_as_long_as_the_experiment_says(whole_run: BenchmarkProcess) -> None:
@@ -166,7 +179,7 @@ def test_clients_are_served_by_one_server_and_its_options_by_one_each(
     assert started == [
         f"# bert-serving-start -model_dir fake:64 -port 0{options}"
         for options in (
-            *("", " -max_batch_size 4", " -max_batch_size 32"),
+            *("", " -num_worker 1", " -num_worker 2", " -max_batch_size 4", " -max_batch_size 32"),
             *(" -max_seq_len 16", " -max_seq_len 32"),
         )
     ]
@@ -188,6 +201,110 @@ def test_tables_are_shown_and_written_alike(whole_run: BenchmarkProcess) -> None
 def test_each_experiment_has_a_picture(whole_run: BenchmarkProcess) -> None:
     for name in EXPERIMENTS:
         assert (whole_run.output / f"{name}.png").read_bytes().startswith(PNG)
+
+
+# clients of one sentence a call
+
+
+def test_clients_wait_beside_a_bulk_client_and_alone(start: Any) -> None:
+    options = ("-model_dir", "fake:64", *TINY, "-test_mixed", "2", "-seconds", "1")
+    benchmark = start(*options)
+    assert benchmark.wait() == exit_codes.OK, benchmark.said
+    (experiment,) = benchmark.results["experiments"]
+    measurements = {m["label"]: m for m in experiment["measurements"]}
+    assert list(measurements) == [
+        *("closed, alone", "closed, beside bulk", "open, alone", "open, beside bulk")
+    ]
+    for label, measurement in measurements.items():
+        assert measurement["rows"] > 0
+        assert measurement["extra"]["bulk_rows_per_s"] > 0
+        assert ("p99_over_alone" in measurement["extra"]) == label.endswith("bulk")
+    # as many as it was told to make, give or take chance, whatever the answers take
+    asked = measurements["closed, alone"]["calls_per_s"] / 2
+    assert 0.5 * asked < measurements["open, alone"]["calls_per_s"] < 1.5 * asked
+    assert (benchmark.output / "mixed.png").read_bytes().startswith(PNG)
+    assert not benchmark.left()
+
+
+def test_a_sentence_through_the_server_is_compared_with_the_model_alone(start: Any) -> None:
+    # a row takes 20 ms in either: what the server adds is less than the model itself
+    slow = ("-model_dir", "fake:64?row_us=20000", *TINY)
+    benchmark = start(*slow, "-test_overhead", "4", "-seconds", "1")
+    assert benchmark.wait() == exit_codes.OK, benchmark.said
+    ((measurement,),) = [e["measurements"] for e in benchmark.results["experiments"]]
+    assert 20 <= measurement["extra"]["bare_p50_ms"] < 40
+    ratio = measurement["latency_ms"]["p50"] / measurement["extra"]["bare_p50_ms"]
+    assert measurement["extra"]["p50_over_bare"] == pytest.approx(ratio)
+    assert 1 < ratio < 3
+    assert not benchmark.left()
+
+
+class OpenAiStyle(BaseHTTPRequestHandler):
+    """Embeddings as other servers give them: the first answer whole, others in chunks."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": "a model"}]}, chunked=False)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (self.path, asked["model"]) == ("/v1/embeddings", "a model")
+        data = [{"embedding": [0.0, 1.0]} for _ in asked["input"]]
+        self._answer({"data": data, "usage": {"prompt_tokens": 7}}, chunked=True)
+
+    def _answer(self, answer: dict[str, Any], *, chunked: bool) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        if chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (body[:5], len(body) - 5, body[5:])
+        else:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def http_port() -> Iterator[int]:
+    """The port of a server that speaks as OpenAI does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OpenAiStyle) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_same_load_is_put_on_other_servers_in_their_protocols(
+    start: Any, start_server: Starter, http_port: int
+) -> None:
+    other = start_server("-legacy_port", "0")
+    port, port_out = legacy_ports(other)
+    benchmark = start(
+        *("-model_dir", "fake:64", *TINY, "-test_num_client", "1", "5", "-online_peer"),
+        *(f"native=127.0.0.1:{other.port}", f"old=127.0.0.1:{port}:{port_out}"),
+        *(f"http=http://127.0.0.1:{http_port}/v1", "nobody=http://127.0.0.1:9"),
+    )
+    assert benchmark.wait() == exit_codes.FAILED
+    (experiment,) = benchmark.results["experiments"]
+    measurements = {(m["value"], m["label"]): m for m in experiment["measurements"]}
+    labels = ("bert-serving", "native", "old", "http", "nobody")
+    assert list(measurements) == [(value, label) for value in (1, 5) for label in labels]
+    for (value, label), measurement in measurements.items():
+        if label == "nobody":
+            assert measurement["errors"] == {"ConnectionRefusedError": value * REPEATS}
+        else:
+            assert measurement["errors"] == {}, label
+            assert measurement["rows"] == value * REPEATS * BATCH
+    assert measurements[1, "http"]["calls"][0]["tokens"] == 7
+    assert "| 5 | http |" in (benchmark.output / "results.md").read_text("utf-8")
+    assert not benchmark.left()
 
 
 # failures

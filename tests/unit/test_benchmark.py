@@ -16,22 +16,36 @@ import pytest
 from bert_serving.client.view import View
 from bert_serving.server.benchmark import report
 from bert_serving.server.benchmark.experiments import (
+    BULK_ROWS,
+    SECONDS,
     BenchmarkConfig,
     Load,
     Step,
+    bulk_beside,
     command_line,
 )
-from bert_serving.server.benchmark.load import spread
+from bert_serving.server.benchmark.load import MAX_CONNECTIONS, spread
 from bert_serving.server.benchmark.machine import Machine, MatrixProduct
 from bert_serving.server.benchmark.measurement import (
+    BULK,
+    OVER_BARE,
+    P99_OVER_ALONE,
     Call,
     Measurement,
     Work,
     failure,
     layers_needed,
     measure,
+    rows_per_s_between,
 )
 from bert_serving.server.benchmark.report import ExperimentResult, Results
+from bert_serving.server.benchmark.targets import (
+    HTTP,
+    LEGACY,
+    NATIVE,
+    Target,
+    parse_target,
+)
 from bert_serving.server.benchmark.words import (
     COMMON_WORDS,
     FEW_WORDS,
@@ -42,7 +56,10 @@ from bert_serving.server.benchmark.words import (
 from bert_serving.server.cli.benchmark import get_benchmark_parser, main, to_benchmark_config
 from bert_serving.server.cli.options import parse_args
 
-NAMES = ["client_batch_size", "num_client", "pooling_layer", "max_batch_size", "max_seq_len"]
+NAMES = [
+    *("client_batch_size", "num_client", "pooling_layer", "mixed", "overhead"),
+    *("num_worker", "max_batch_size", "max_seq_len"),
+]
 
 
 def asked(*argv: str, **environment: str) -> BenchmarkConfig:
@@ -65,12 +82,15 @@ def steps(config: BenchmarkConfig, name: str, num_layers: int = 12) -> list[Step
 # which experiments
 
 
-def test_without_options_the_experiments_of_bert_as_service_are_made() -> None:
+def test_without_options_every_experiment_is_made() -> None:
     config = asked()
     assert {entry.name: entry.values for entry in config.experiments} == {
         "client_batch_size": (1, 16, 256, 4096),
         "num_client": (1, 4, 16, 64),
         "pooling_layer": None,
+        "mixed": (1, 8),
+        "overhead": (8, 16, 64),
+        "num_worker": (1, 2),
         "max_batch_size": (8, 32, 128, 512),
         "max_seq_len": (32, 64, 128, 256),
     }
@@ -78,8 +98,9 @@ def test_without_options_the_experiments_of_bert_as_service_are_made() -> None:
 
 
 def test_an_experiment_without_values_is_left_out() -> None:
-    config = asked("-test_max_seq_len", "-test_pooling_layer", "--test-num-client")
-    assert [entry.name for entry in config.experiments] == ["client_batch_size", "max_batch_size"]
+    config = asked("-test_max_seq_len", "-test_pooling_layer", "--test-num-client", "-test_mixed")
+    names = [entry.name for entry in config.experiments]
+    assert names == ["client_batch_size", "overhead", "num_worker", "max_batch_size"]
 
 
 @pytest.mark.parametrize("spelling", ["-test_num_client", "--test-num-client"])
@@ -104,14 +125,14 @@ def test_what_clients_do_is_varied_on_one_server(name: str) -> None:
     assert [getattr(step.load, name) for step in made] == [step.value for step in made]
 
 
-@pytest.mark.parametrize("name", ["max_batch_size", "max_seq_len"])
+@pytest.mark.parametrize("name", ["num_worker", "max_batch_size", "max_seq_len"])
 def test_what_a_server_is_told_is_varied_with_a_server_for_each_value(name: str) -> None:
     config = asked(f"-{name}", "5")
     assert [step.server_options[name] for step in steps(config, name)] == [
         step.value for step in steps(config, name)
     ]
-    (other,) = {"max_batch_size", "max_seq_len"} - {name}
-    assert other not in steps(config, name)[0].server_options
+    others = {"num_worker", "max_batch_size", "max_seq_len"} - {name}
+    assert not others & steps(config, name)[0].server_options.keys()
 
 
 def test_sentences_are_as_long_as_the_server_takes_them() -> None:
@@ -120,6 +141,52 @@ def test_sentences_are_as_long_as_the_server_takes_them() -> None:
     assert asked(BERT_SERVING_MAX_SEQ_LEN="50").load.sentence_words == 50
     lengths = [step.load.sentence_words for step in steps(asked(), "max_seq_len")]
     assert lengths == [32, 64, 128, 256]
+
+
+def test_clients_beside_a_bulk_client_ask_for_one_sentence_a_call() -> None:
+    config = asked("-test_mixed", "3", "-client_batch_size", "7", "-max_seq_len", "40")
+    (step,) = steps(config, "mixed")
+    assert step.load == Load(num_client=3, client_batch_size=1, sentence_words=40, seconds=SECONDS)
+    assert bulk_beside(step.load) == Load(
+        num_client=1, client_batch_size=BULK_ROWS, sentence_words=40, seconds=SECONDS
+    )
+    assert bulk_beside(replace(step.load, rate=5.0)).rate is None
+
+
+def test_what_the_way_through_the_server_costs_is_asked_of_one_client_with_one_sentence() -> None:
+    config = asked("-test_overhead", "5", "-num_client", "9", "-seconds", "2")
+    (step,) = steps(config, "overhead")
+    assert step.load == Load(1, 1, sentence_words=5, seconds=2)
+
+
+def test_a_load_with_a_time_does_not_know_its_rows_before() -> None:
+    load = asked("-seconds", "3", "-client_batch_size", "1").load
+    assert load.seconds == 3
+    assert load.rows is None
+    assert replace(load, seconds=None).rows == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("a=http://h:7/v1/", Target("a", HTTP, "h", 7, path="/v1")),
+        ("a=http://h", Target("a", HTTP, "h", 80)),
+        ("old=h:5:6", Target("old", LEGACY, "h", 5, 6)),
+        ("old=[::1]:5:6", Target("old", LEGACY, "::1", 5, 6)),
+        ("b=h:5", Target("b", NATIVE, "h", 5)),
+    ],
+)
+def test_a_server_is_named_by_its_address(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+    assert asked("-online_peer", text).others == (target,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["h:5", "a=", "=h:5", "a=h", "a=h:0", "a=:5", "a=h:5:6:7", "a=h:x", "a=https://h", "a=[::1"],
+)
+def test_what_is_no_address_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert "expected NAME=http://HOST:PORT" in refused(capsys, "-online_peer", text)
 
 
 def test_a_servers_first_options_are_those_of_its_first_value() -> None:
@@ -246,14 +313,18 @@ def test_words_that_a_model_knows_whole_are_preferred() -> None:
     assert whole_words(words, [3, *[4] * (len(words) - 1)]) == tuple(words)
 
 
-@pytest.mark.parametrize(("num_client", "cores"), [(1, 8), (5, 2), (64, 3), (64, 128)])
+@pytest.mark.parametrize(
+    ("num_client", "cores"), [(1, 8), (5, 2), (64, 3), (64, 128), (256, 2), (7, 1)]
+)
 def test_every_client_is_in_one_process_and_none_is_empty(num_client: int, cores: int) -> None:
     processes = spread(num_client, cores)
-    assert sorted(client for clients in processes for client in clients) == [*range(num_client)]
-    assert len(processes) <= min(num_client, cores)
-    sizes = {len(clients) for clients in processes}
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) > 0
+    connections = [clients for process in processes for clients in process]
+    assert sorted(client for clients in connections for client in clients) == [*range(num_client)]
+    assert len(processes) <= max(cores // 2, 1)
+    assert len(connections) == min(num_client, max(MAX_CONNECTIONS, len(processes)))
+    for sizes in ([*map(len, connections)], [*map(len, processes)]):
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) > 0
 
 
 # what calls amount to
@@ -350,6 +421,19 @@ def test_the_share_is_useful_work_over_the_best_matrix_product() -> None:
     assert measure(1, calls({0: [1.0] * 5}), replace(work, best_gflops=None)).share is None
 
 
+def test_a_rate_between_two_instants_counts_what_is_then_at_work() -> None:
+    made = calls({0: [2.0] * 5})
+    assert rows_per_s_between(made, 3.0, 5.0).middle == pytest.approx(5)
+    assert rows_per_s_between(made, 8.0, 12.0).least == 0
+
+
+def test_calls_a_second_are_those_that_were_answered() -> None:
+    good = calls({0: [0.5] * 6})
+    assert measure(1, good, None).calls_per_s == pytest.approx(2)
+    bad = [replace(call, rows=0, error="Overloaded") for call in good]
+    assert measure(1, bad, None).calls_per_s == 0
+
+
 # tables
 
 
@@ -400,7 +484,7 @@ def test_how_long_an_experiment_takes_is_foretold_by_what_was_reached(rows: int,
 def test_a_line_of_the_table_stands_below_its_titles() -> None:
     *_, titles = head()
     for measurement in (GOOD, BAD):
-        line = report.table_line("num_client", measurement)
+        line = report.table_line(results().experiments[0], measurement)
         place = titles.index("tokens/s") + len("tokens/s")
         assert line[place - 1] != " "
         assert line[place] == " "
@@ -411,7 +495,7 @@ def test_the_report_has_a_row_a_value_and_what_its_errors_say() -> None:
     text = report.to_markdown(results(GOOD, BAD))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
-    assert {row.replace("\\|", "").count("|") for row in rows} == {12}
+    assert {row.replace("\\|", "").count("|") for row in rows} == {14}
     assert rows[2].startswith("| 4 |") and "32,768" in rows[2]
     assert rows[3].startswith("| 64 |") and "1 RuntimeError" in rows[3]
     assert "- 64: RuntimeError: no memory | left" in text
@@ -419,6 +503,25 @@ def test_the_report_has_a_row_a_value_and_what_its_errors_say() -> None:
         assert fact in text
     assert "best matrix product 440 GFLOP/s" in text
     assert "![num_client](num_client.png)" in text
+
+
+def test_what_only_one_kind_of_experiment_finds_stands_in_its_table() -> None:
+    found = results(
+        replace(GOOD, label="closed, beside bulk", extra={P99_OVER_ALONE: 1.234, BULK: 5678.0})
+    ).experiments[0]
+    text = report.section(replace(found, name="mixed", label="load"))
+    assert "p99 / alone" in text and "| 1.23 |" in text
+    assert "| closed, beside bulk |" in text and "| 5,678 |" in text
+    text = report.section(
+        replace(found, name="overhead", measurements=[replace(GOOD, extra={OVER_BARE: 1.5})])
+    )
+    assert "p50 / model's" in text and "| 1.50 |" in text
+
+
+def test_a_report_says_which_cores_clients_and_server_took() -> None:
+    busy = replace(GOOD, client_cores=0.25, server_cores=1.5)
+    assert "| 0.25 + 1.50 |" in report.to_markdown(results(busy))
+    assert "| 0.25 + - |" in report.to_markdown(results(replace(busy, server_cores=None)))
 
 
 def test_a_report_that_is_not_complete_says_so() -> None:
@@ -434,6 +537,12 @@ def test_json_has_every_call() -> None:
     assert [Call(**call) for call in good["calls"]] == list(GOOD.calls)
     assert good["rows"] == sum(call["rows"] for call in good["calls"])
     assert bad["errors"] == {"RuntimeError": 1} and bad["calls"] == []
+
+
+def test_calls_beyond_count_are_left_out_of_json() -> None:
+    many = measure(1, calls({0: [1e-3] * (report.MOST_CALLS + 1)}), None)
+    written = results(many).to_dict()["experiments"][0]["measurements"][0]
+    assert written["calls"] == [] and written["rows"] == many.rows
 
 
 def test_a_matrix_product_that_was_not_measured_says_why() -> None:

@@ -1,36 +1,42 @@
 """One process of clients: `load` starts it, and tells it on standard input what to do.
 
 It makes the sentences, says `ready`, waits for `go` as the processes beside it do, and
-lets each client make its calls from a thread of its own. Then it writes what each call
-took. It ends at once when its parent is gone.
+lets its clients make their calls, all on one event loop. Then it says how much of a core
+that took, and writes what each call took. It ends at once when its parent is gone.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
+import random
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, astuple, dataclass
 
-import numpy as np
+import zmq.asyncio
 
-from bert_serving.client import BertClient
-from bert_serving.client.errors import ServingError
 from bert_serving.server import exit_codes
 
+from .experiments import WARM_UP_REPEATS
+from .http_wire import HttpWire
+from .legacy_wire import LegacyWire
 from .measurement import Call
+from .targets import HTTP, LEGACY, Target
+from .wires import CallFailed, NativeWire, Wire
 from .words import sentences
 
 READY, GO = "ready", "go"
 
-# an answer takes long where many clients share a slow model, but not for ever
-ANSWER_TIMEOUT_MS = 600_000
-CONNECT_TIMEOUT_MS = 60_000
+ERROR_PAUSE_S = 0.05
+"""A server that refuses everything at once must not be flooded for it."""
+
+MOST_AT_ONCE = 10_000
+"""Calls of an open loop without an answer: where so many wait, it ends, and that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,15 @@ class ClientsConfig:
     """What one process of clients must know.
 
     Attributes:
-        host, port: the server's.
-        clients: the numbers of its clients.
+        target: the server.
+        clients: the numbers of its clients, in groups of those that share a connection where
+            the protocol has room for several.
         client_batch_size: sentences a call.
-        num_repeat: calls of each client.
+        num_repeat: calls of each client, where `seconds` is None.
+        seconds: how long they go on.
+        rate: calls a second of an open loop, which waits for no answer; None for clients
+            that make one call after the other.
+        delay_s: how long after the others they begin.
         layers: what they ask for; None is the server's own view.
         words: to make sentences of.
         sentence_words: words of each sentence; None mixes lengths.
@@ -49,28 +60,42 @@ class ClientsConfig:
 
     """
 
-    host: str
-    port: int
-    clients: Sequence[int]
+    target: Target
+    clients: Sequence[Sequence[int]]
     client_batch_size: int
     num_repeat: int
+    seconds: float | None
+    rate: float | None
+    delay_s: float
     layers: Sequence[int] | None
     words: Sequence[str]
     sentence_words: int | None
     longest: int
 
+    def to_json(self) -> str:
+        """Return it as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClientsConfig:
+        """Return what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "target": Target(**values["target"])})
+
 
 def main() -> int:
     """Live the life of a process of clients; returns the exit status."""
-    config = ClientsConfig(**json.loads(sys.stdin.readline()))
-    batches = {client: _batch(config, client) for client in config.clients}
+    config = ClientsConfig.from_json(sys.stdin.readline())
+    batches = {client: _batch(config, client) for group in config.clients for client in group}
     _say(READY)
     if sys.stdin.readline().strip() != GO:
         return exit_codes.ORPHANED
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    with ThreadPoolExecutor(len(batches)) as pool:
-        calls = pool.map(lambda client: _calls(config, client, batches[client]), batches)
-        _say(json.dumps([asdict(call) for own in calls for call in own]))
+    started, cpu = time.monotonic(), time.process_time()
+    calls = asyncio.run(_calls(config, batches))
+    cores = (time.process_time() - cpu) / (time.monotonic() - started - config.delay_s)
+    _say(f"{cores}")
+    _say(json.dumps([astuple(call) for call in calls]))
     return exit_codes.OK
 
 
@@ -84,39 +109,109 @@ def _batch(config: ClientsConfig, client: int) -> list[str]:
     )
 
 
-def _calls(config: ClientsConfig, client: int, batch: list[str]) -> list[Call]:
-    """Make one client's calls, one after the other."""
-    views = {"embedding": {"layers": config.layers}} if config.layers is not None else None
-    with BertClient(
-        ip=config.host,
-        port=config.port,
-        identity=f"benchmark client {client}",
-        ignore_all_checks=True,  # it connects in its first call, so that failing is counted
-        timeout=ANSWER_TIMEOUT_MS,
-        connect_timeout=CONNECT_TIMEOUT_MS,
-    ) as bc:
-        return [_call(bc, client, repeat, batch, views) for repeat in range(config.num_repeat)]
+async def _calls(config: ClientsConfig, batches: dict[int, list[str]]) -> list[Call]:
+    """Connect, make all calls, and close."""
+    await asyncio.sleep(config.delay_s)
+    with zmq.asyncio.Context() as context:
+        wires = _wires(config, context)
+        clients = [_Client(client, wires[client], batch) for client, batch in batches.items()]
+        try:
+            if config.rate is not None and config.seconds is not None:
+                await _open_loop(clients, config.rate, config.seconds)
+            else:
+                end = None if config.seconds is None else time.monotonic() + config.seconds
+                await asyncio.gather(*(_closed_loop(c, config.num_repeat, end) for c in clients))
+        finally:
+            for wire in {id(wire): wire for wire in wires.values()}.values():
+                await wire.close()
+    return [call for client in clients for call in client.calls]
 
 
-def _call(bc: BertClient, client: int, repeat: int, batch: list[str], views: Any) -> Call:
-    start_s = time.monotonic()
-    try:
-        encoding = bc.encode_detailed(batch, views)
-    except ServingError as error:
-        name = type(error).__name__
-        return Call(client, repeat, start_s, time.monotonic(), error=name, message=str(error))
-    end_s = time.monotonic()
-    tokens = encoding.n_tokens.astype(np.int64)
-    return Call(
-        client,
-        repeat,
-        start_s,
-        end_s,
-        rows=len(tokens),
-        tokens=int(tokens.sum()),
-        token_pairs=int((tokens**2).sum()),
-        truncated=int(np.count_nonzero(encoding.truncated)),
-    )
+class _Client:
+    """One client, its number, and what its calls took."""
+
+    def __init__(self, number: int, wire: Wire, batch: Sequence[str]) -> None:
+        self.number = number
+        self.calls: list[Call] = []
+        self._wire, self._batch = wire, batch
+
+    async def call(self, repeat: int, start_s: float) -> bool:
+        """Make a call that begins at an instant; returns whether it was answered."""
+        try:
+            answer = await self._wire.encode(self._batch)
+        except CallFailed as error:
+            call = Call(
+                *(self.number, repeat, start_s, time.monotonic()),
+                error=error.kind,
+                message=str(error),
+            )
+        else:
+            call = Call(
+                *(self.number, repeat, start_s, time.monotonic()),
+                rows=answer.rows,
+                tokens=answer.tokens,
+                token_pairs=answer.token_pairs,
+                truncated=answer.truncated,
+            )
+        self.calls.append(call)
+        return call.error is None
+
+
+async def _closed_loop(client: _Client, num_repeat: int, end: float | None) -> None:
+    """Make one call after the other: so many, or until the end, and never only warm-up."""
+    for repeat in itertools.count():
+        goes_on = repeat < num_repeat if end is None else time.monotonic() < end
+        if repeat > WARM_UP_REPEATS and not goes_on:
+            return
+        if not await client.call(repeat, time.monotonic()):
+            await asyncio.sleep(ERROR_PAUSE_S)
+
+
+async def _open_loop(clients: Sequence[_Client], rate: float, seconds: float) -> None:
+    """Make calls at random instants, whether or not earlier ones are answered.
+
+    So a server that stops for a moment costs all who come in that moment. In a closed loop
+    it costs the one who waits, and the calls that the others would have made are not made.
+    """
+    chance = random.Random(clients[0].number)  # noqa: S311  # no secret
+    for repeat in range(WARM_UP_REPEATS):
+        await asyncio.gather(*(client.call(repeat, time.monotonic()) for client in clients))
+    waiting: set[asyncio.Task[bool]] = set()
+    due = time.monotonic()
+    end = due + seconds
+    for number in itertools.count():
+        due += chance.expovariate(rate)
+        if due >= end or len(waiting) >= MOST_AT_ONCE:
+            break
+        await asyncio.sleep(due - time.monotonic())
+        repeat, which = divmod(number, len(clients))
+        # from now, not from when it was due: the loop wakes up to a millisecond late
+        call = clients[which].call(WARM_UP_REPEATS + repeat, time.monotonic())
+        task = asyncio.create_task(call)
+        waiting.add(task)
+        task.add_done_callback(waiting.discard)
+    await asyncio.gather(*waiting)
+
+
+def _wires(config: ClientsConfig, context: zmq.asyncio.Context) -> dict[int, Wire]:
+    """Return what each client speaks through."""
+    target = config.target
+    wires: dict[int, Wire] = {}
+    for group in config.clients:
+        shared = NativeWire(
+            *(target.host, target.port),
+            identity=f"benchmark client {group[0]}",
+            layers=config.layers,
+        )
+        for client in group:
+            if target.wire == HTTP:
+                wires[client] = HttpWire(target.host, target.port, target.path)
+            elif target.wire == LEGACY:
+                ports = (target.port, target.port_out)
+                wires[client] = LegacyWire(context, target.host, *ports)
+            else:
+                wires[client] = shared
+    return wires
 
 
 def _say(line: str) -> None:

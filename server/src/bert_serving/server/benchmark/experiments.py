@@ -9,6 +9,8 @@ from typing import Any
 
 from bert_serving.server.config import ServerConfig
 
+from .targets import Target
+
 WARM_UP_REPEATS = 2
 """Connecting, and a server's first batches, are no measure of what follows."""
 
@@ -37,11 +39,29 @@ class Variable:
     meaning: str
 
 
+NUM_CLIENT, MIXED, OVERHEAD = "num_client", "mixed", "overhead"
+
+SECONDS = 10.0
+"""How long clients of one sentence a call go on, where nothing else is said."""
+
+BULK_ROWS = 512
+"""Sentences a call of a bulk client beside others: enough to keep a server busy, and its
+calls end often enough to be counted within seconds."""
+
 # those that one server can serve come first, so that they all share it
 VARIABLES = (
     Variable("client_batch_size", (1, 16, 256, 4096), 1, 1_000_000, False, "sentences a call"),
-    Variable("num_client", (1, 4, 16, 64), 1, 1024, False, "clients at once"),
+    Variable(NUM_CLIENT, (1, 4, 16, 64), 1, 1024, False, "clients at once"),
     Variable("pooling_layer", None, -256, 256, False, "hidden layer asked for"),
+    Variable(
+        *(MIXED, (1, 8), 1, 1024, False),
+        "clients of one sentence a call, alone and beside a bulk client",
+    ),
+    Variable(
+        *(OVERHEAD, (8, 16, 64), 1, 1_000_000, False),
+        "words of one client's one sentence: its latency over the model's own",
+    ),
+    Variable("num_worker", (1, 2), 1, 1024, True, "workers"),
     Variable("max_batch_size", (8, 32, 128, 512), 1, 1_000_000, True, "rows a worker takes"),
     Variable(
         "max_seq_len", (32, 64, 128, 256), 4, 1_000_000, True, "tokens a row, words a sentence"
@@ -59,6 +79,11 @@ class Load:
         num_repeat: calls that each makes, one after the other.
         sentence_words: words of every sentence; None mixes lengths as real text does.
         pooling_layer: the layer that they ask for; None is the server's own view.
+        seconds: how long they go on, in place of `num_repeat`.
+        rate: calls a second of all together, made whether or not earlier ones are answered;
+            None for clients that make one after the other.
+        delay_s: how long after those beside them they begin.
+        beside: other clients, at work at the same time.
 
     """
 
@@ -67,10 +92,16 @@ class Load:
     num_repeat: int = 10
     sentence_words: int | None = None
     pooling_layer: int | None = None
+    seconds: float | None = None
+    rate: float | None = None
+    delay_s: float = 0.0
+    beside: Load | None = None
 
     @property
-    def rows(self) -> int:
-        """Sentences sent in all."""
+    def rows(self) -> int | None:
+        """Sentences sent in all; None if that is not known before."""
+        if self.seconds is not None:
+            return None
         return self.num_client * self.client_batch_size * self.num_repeat
 
 
@@ -105,13 +136,26 @@ class Experiment:
         length = f"{load.sentence_words} words" if load.sentence_words else "mixed lengths"
         if self.name == "max_seq_len":
             length = "as many words"
+        if self.name == MIXED:
+            return f"1 sentence of {length} a call, {load.seconds or SECONDS:g} s each"
+        if self.name == OVERHEAD:
+            return f"1 client, 1 sentence a call, {load.seconds or SECONDS:g} s each"
         words = {
             "num_client": "1 client" if load.num_client == 1 else f"{load.num_client} clients",
-            "client_batch_size": f"{load.client_batch_size} sentences a call",
-            "num_repeat": f"{load.num_repeat} calls each",
+            "client_batch_size": "1 sentence a call"
+            if load.client_batch_size == 1
+            else f"{load.client_batch_size} sentences a call",
+            "num_repeat": f"{load.seconds:g} s"
+            if load.seconds
+            else f"{load.num_repeat} calls each",
             "sentence_words": f"sentences of {length}",
         }
         return ", ".join(text for name, text in words.items() if name != self.name)
+
+    @property
+    def label(self) -> str:
+        """What tells several measurements of the same value apart; empty if there is one."""
+        return "load" if self.name == MIXED else ""
 
     def first_options(self, server_options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the options of the server for the first value."""
@@ -124,9 +168,28 @@ class Experiment:
             server_options = {**server_options, self.name: value}
         if self.name == "max_seq_len":
             load = replace(load, sentence_words=value)
+        elif self.name in (MIXED, OVERHEAD):
+            load = _interactive(self.name, value, load)
         elif not self.variable.varies_server:
-            load = replace(load, **{self.name: value})
+            changed: dict[str, Any] = {self.name: value}
+            load = replace(load, **changed)
         return Step(value, server_options, load)
+
+
+def bulk_beside(load: Load) -> Load:
+    """Return what a bulk client does beside clients with this load."""
+    return replace(load, num_client=1, client_batch_size=BULK_ROWS, rate=None)
+
+
+def _interactive(name: str, value: int, load: Load) -> Load:
+    """Return the load of clients of one sentence a call."""
+    return replace(
+        load,
+        num_client=value if name == MIXED else 1,
+        client_batch_size=1,
+        sentence_words=load.sentence_words if name == MIXED else value,
+        seconds=load.seconds or SECONDS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +200,7 @@ class BenchmarkConfig:
         experiments: those to run.
         server_options: what stands on the command line of the servers under test.
         load: what is common to all experiments.
+        others: servers that many clients are tried on as well.
         wait_till_ready_s: how long a server may take to start.
         words: to make sentences of; none for built-in ones.
         client_vocab_file: where they are from.
@@ -149,6 +213,7 @@ class BenchmarkConfig:
     experiments: tuple[Experiment, ...]
     server_options: Mapping[str, Any]
     load: Load
+    others: tuple[Target, ...]
     wait_till_ready_s: float
     words: tuple[str, ...]
     client_vocab_file: Path | None
@@ -162,6 +227,7 @@ class BenchmarkConfig:
             "experiments": {entry.name: entry.values for entry in self.experiments},
             "server": " ".join(command_line(self.server_options)),
             "load": asdict(self.load),
+            "others": [asdict(target) for target in self.others],
             "client_vocab_file": str(self.client_vocab_file) if self.client_vocab_file else None,
         }
 

@@ -1,9 +1,9 @@
 """What calls amount to: rates, latencies, errors. Pure.
 
 A rate is counted while all clients are at work, in as many slices of time as repeats are
-measured; each call's rows are spread evenly over its duration. The sum over clients of
-rows over duration, which comes to mind first, was nearly three times too high in one run:
-clients that are not in step are each fastest while others rest.
+measured, but not in very many; each call's rows are spread evenly over its duration. The
+sum over clients of rows over duration, which comes to mind first, was nearly three times
+too high in one run: clients that are not in step are each fastest while others rest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ import numpy as np
 from bert_serving.client.view import HEADS, View
 
 from .experiments import WARM_UP_REPEATS
+
+MOST_SLICES = 20
+
+# what only some kinds of experiment find, by name
+P50_OVER_ALONE, P99_OVER_ALONE = "p50_over_alone", "p99_over_alone"
+BULK, BULK_SHARE = "bulk_rows_per_s", "bulk_over_alone"
+BARE_MS, OVER_BARE = "bare_p50_ms", "p50_over_bare"
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,10 @@ class Measurement:
 
     Attributes:
         value: of the variable.
+        label: which of several for the same value; empty if it is the only one.
         rows: sentences answered in all calls, warm-up included.
         truncated: those that were cut.
+        calls_per_s: of all clients: median over slices of time.
         rows_per_s: sentences a second of all clients: median over slices of time.
         client_rows_per_s: of each client by itself: mean over clients.
         tokens_per_s: median over slices of time.
@@ -85,13 +94,18 @@ class Measurement:
         share: of the best matrix product; None if not known.
         errors: how many calls ended with an error, by type, warm-up included.
         messages: the first message of each type.
+        client_cores: how many cores the clients kept busy, on average; None if not known.
+        server_cores: likewise the server.
+        extra: what only its kind of experiment finds, by name.
         calls: what all this was made of.
 
     """
 
     value: int
+    label: str = ""
     rows: int = 0
     truncated: int = 0
+    calls_per_s: float = 0.0
     rows_per_s: Spread = Spread()
     client_rows_per_s: Spread = Spread()
     tokens_per_s: float = 0.0
@@ -100,6 +114,9 @@ class Measurement:
     share: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
     messages: Mapping[str, str] = field(default_factory=dict)
+    client_cores: float | None = None
+    server_cores: float | None = None
+    extra: Mapping[str, float] = field(default_factory=dict)
     calls: Sequence[Call] = field(default=(), repr=False)
 
 
@@ -142,9 +159,8 @@ def measure(value: int, calls: Sequence[Call], work: Work | None) -> Measurement
         value=value,
         rows=sum(call.rows for call in calls),
         truncated=sum(call.truncated for call in calls),
-        rows_per_s=Spread(
-            float(np.median(rows_per_s)), float(min(rows_per_s)), float(max(rows_per_s))
-        ),
+        calls_per_s=float(np.median(_rates(calls, edges, lambda call: call.error is None))),
+        rows_per_s=_spread(rows_per_s),
         client_rows_per_s=_client_rates(measured),
         tokens_per_s=tokens_per_s,
         latency_ms=_latency(answered),
@@ -160,6 +176,12 @@ def failure(value: int, error: Exception) -> Measurement:
     """Return what there is to say of a value that could not be measured at all."""
     name = type(error).__name__
     return Measurement(value=value, errors={name: 1}, messages={name: str(error)})
+
+
+def rows_per_s_between(calls: Sequence[Call], start: float, end: float) -> Spread:
+    """Return sentences a second from an instant to another: the median over slices of it."""
+    edges = [float(edge) for edge in np.linspace(start, end, MOST_SLICES + 1)]
+    return _spread(_rates(calls, edges, lambda call: call.rows))
 
 
 def layers_needed(view: View, num_layers: int) -> int:
@@ -180,7 +202,8 @@ def _slices(measured: Sequence[Call]) -> list[float]:
     start, end = max(starts), min(ends)
     if end - start < max(call.end_s - call.start_s for call in measured):
         start, end = min(starts), max(ends)  # too short to say anything: the whole time, then
-    num_slices = max(call.repeat for call in measured) + 1 - WARM_UP_REPEATS
+    repeats = max(call.repeat for call in measured) + 1 - WARM_UP_REPEATS
+    num_slices = min(repeats, MOST_SLICES)
     return [float(edge) for edge in np.linspace(start, end, num_slices + 1)]
 
 
@@ -196,6 +219,10 @@ def _rates(
         (after - before) / max(end - start, 1e-9)
         for before, after, start, end in zip(done, done[1:], edges, edges[1:], strict=False)
     ]
+
+
+def _spread(rates: Sequence[float]) -> Spread:
+    return Spread(float(np.median(rates)), float(min(rates)), float(max(rates)))
 
 
 def _client_rates(measured: Sequence[Call]) -> Spread:

@@ -19,6 +19,9 @@ AXES = {
     "client_batch_size": "sentences a call (client_batch_size)",
     "num_client": "clients at once (num_client)",
     "pooling_layer": "hidden layer (pooling_layer; -1 is the last)",
+    "mixed": "clients of one sentence a call (mixed)",
+    "overhead": "words of the sentence (overhead)",
+    "num_worker": "workers (num_worker)",
     "max_batch_size": "rows a worker takes at a time, at most (max_batch_size)",
     "max_seq_len": "tokens a row (max_seq_len)",
 }
@@ -43,9 +46,12 @@ def draw(result: ExperimentResult, machine: str, path: Path) -> None:
     caption = f"{result.model_words}\n{result.load}\n{machine}"
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35")
     measurements = sorted(result.measurements, key=lambda measurement: measurement.value)
-    _throughput(top, measurements)
-    _latency(bottom, measurements)
-    _value_axis(bottom, [measurement.value for measurement in measurements])
+    if result.label:
+        _labelled(top, bottom, measurements)
+    else:
+        _throughput(top, measurements)
+        _latency(bottom, measurements)
+    _value_axis(bottom, list(dict.fromkeys(measurement.value for measurement in measurements)))
     bottom.set_xlabel(AXES.get(result.name, result.name))
     figure.savefig(path, dpi=120)
 
@@ -79,6 +85,26 @@ def _throughput(axes: Axes, measurements: Sequence[Measurement]) -> None:
     _finish(axes)
 
 
+def _labelled(top: Axes, bottom: Axes, measurements: Sequence[Measurement]) -> None:
+    """Draw a line a label: throughput above, p50 and p99 below."""
+    answered = [(m, m.latency_ms) for m in measurements if m.latency_ms is not None]
+    for label in dict.fromkeys(m.label for m, _ in answered):
+        own = [(m, latency) for m, latency in answered if m.label == label]
+        values = [m.value for m, _ in own]
+        (line,) = top.plot(values, [m.rows_per_s.middle for m, _ in own], "o-", label=label)
+        for name, style in (("p50", "o-"), ("p99", "^:")):
+            heights = [_percentile(latency, name) for _, latency in own]
+            bottom.plot(values, heights, style, color=line.get_color(), label=f"{label}: {name}")
+    _errors(top, [m for m in measurements if m.errors])
+    top.set_ylabel("sentences/s")
+    top.set_ylim(bottom=0)
+    bottom.set_ylabel("latency of a call [ms]")
+    if answered:
+        _latency_axis(bottom, [latency for _, latency in answered])
+        _finish(top)
+        _finish(bottom)
+
+
 def _errors(axes: Axes, failed: Sequence[Measurement]) -> None:
     if failed:
         axes.plot(
@@ -93,8 +119,6 @@ def _errors(axes: Axes, failed: Sequence[Measurement]) -> None:
 
 
 def _latency(axes: Axes, measurements: Sequence[Measurement]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
     answered = [(m.value, m.latency_ms) for m in measurements if m.latency_ms is not None]
     axes.set_ylabel("latency of a call [ms]")
     if not answered:
@@ -104,14 +128,20 @@ def _latency(axes: Axes, measurements: Sequence[Measurement]) -> None:
     for name, style, alpha in (("p50", "o-", 1.0), ("p95", "s--", 0.7), ("p99", "^:", 0.5)):
         heights = [_percentile(latency, name) for _, latency in answered]
         axes.plot(values, heights, style, color=LATENCY, alpha=alpha, markersize=5, label=name)
-    every = [_percentile(latency, name) for _, latency in answered for name in ("p50", "p99")]
+    _latency_axis(axes, [latency for _, latency in answered])
+    _finish(axes)
+
+
+def _latency_axis(axes: Axes, latencies: Sequence[Latency]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    every = [_percentile(latency, name) for latency in latencies for name in ("p50", "p99")]
     if max(every) > _WIDE * min(every):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, max(every) * 1.15)
-    _finish(axes)
 
 
 def _percentile(latency: Latency, name: str) -> float:

@@ -9,29 +9,27 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import Any
 
-from bert_serving.client import BertClient
-from bert_serving.client.errors import ServingError
-from bert_serving.client.view import View
 from bert_serving.server import exit_codes
 from bert_serving.server.config import option_fields
 
 from . import plots, report
-from .experiments import BenchmarkConfig, Experiment, Load, Step
-from .load import LoadFailed, run_load
-from .machine import Machine, MatrixProduct, best_matrix_product, versions
-from .measurement import Measurement, Work, failure, layers_needed, measure
+from .experiments import MIXED, NUM_CLIENT, OVERHEAD, BenchmarkConfig, Experiment, Step
+from .load import LoadFailed
+from .machine import Machine, MatrixProduct, versions
+from .measurement import Measurement, failure
+from .mixed import measure_mixed
+from .overhead import measure_overhead
 from .report import ExperimentResult, Results
-from .server_process import ServerFailed, ServerProcess
-from .words import COMMON_WORDS, MOST_WORDS, whole_words
+from .server_process import ServerFailed
+from .targets import OURS, Target
+from .under_test import ServerUnderTest
 
 SERVER_LOG = "server.log"
-SPECIAL_TOKENS = 2
 NOT_FINISHED = "not finished"
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNALLED = 128
@@ -91,12 +89,12 @@ class Benchmark:
     ) -> None:
         self._config = config
         self._say = say
-        self._check_signals = check
-        self._server: ServerProcess | None = None
-        self._status: dict[str, Any] = {}
-        self._words = config.words
-        self._has_served = False
-        self._product: MatrixProduct | None = None
+        self._server = ServerUnderTest(
+            config.output / SERVER_LOG,
+            wait_s=config.wait_till_ready_s,
+            words=config.words,
+            check=check,
+        )
         self._results = Results(
             date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             machine=Machine.this(),
@@ -109,7 +107,7 @@ class Benchmark:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stop_server(at_once=kind is not None)
+        self._server.stop(at_once=kind is not None)
 
     def run(self) -> int:
         """Run the experiments one after the other; returns the exit status."""
@@ -118,7 +116,7 @@ class Benchmark:
             for experiment in self._config.experiments:
                 self._run_experiment(experiment)
         except Interrupted as interruption:
-            self._stop_server(at_once=True)
+            self._server.stop(at_once=True)
             self._save(str(interruption))
             self._say(f"\n{interruption}: {self._config.output} has the results until then")
             return SIGNALLED + interruption.number
@@ -133,131 +131,69 @@ class Benchmark:
     def _run_experiment(self, experiment: Experiment) -> None:
         options, load = self._config.server_options, self._config.load
         try:
-            self._serve(experiment.first_options(options))
+            self._server.serve(experiment.first_options(options))
         except ServerFailed:  # tried again, and reported, where its value is measured
-            if not self._has_served:
+            if not self._server.has_served:
                 raise
         result = self._new_result(experiment)
         self._results.experiments.append(result)
-        steps = experiment.steps(options, load, self._status["model"]["num_layers"])
+        steps = experiment.steps(options, load, self._server.status["model"]["num_layers"])
+        rows = [step.load.rows for step in steps]
         for line in report.experiment_head(
             result,
             varies_server=experiment.variable.varies_server,
-            rows=sum(step.load.rows for step in steps),
+            rows=None if None in rows else sum(row for row in rows if row is not None),
             rows_per_s=self._results.best_rows_per_s,
         ):
             self._say(line)
         try:
             for step in steps:
-                self._add(result, self._measure(step, result.matrix_product))
+                for measurement in self._measurements(experiment, step, result.matrix_product):
+                    self._add(result, measurement)
         finally:
             self._draw(result)
 
     def _add(self, result: ExperimentResult, measurement: Measurement) -> None:
         result.measurements.append(measurement)
-        self._say(report.table_line(result.name, measurement))
+        self._say(report.table_line(result, measurement))
         for line in report.messages(measurement):
             self._say(f"    {line}")
         self._save(NOT_FINISHED)
 
-    def _measure(self, step: Step, product: MatrixProduct | None) -> Measurement:
+    def _measurements(
+        self, experiment: Experiment, step: Step, product: MatrixProduct | None
+    ) -> Iterator[Measurement]:
         try:
-            server = self._serve(step.server_options)
-            calls = run_load(
-                step.load,
-                address=(server.host, server.port),
-                words=self._words,
-                longest=self._longest,
-                check=self._check,
-            )
+            self._server.serve(step.server_options)
+            if experiment.name == MIXED:
+                yield from measure_mixed(self._server, step)
+            elif experiment.name == OVERHEAD:
+                yield measure_overhead(self._server, step)
+            else:
+                measured = self._server.measure(step.value, step.load, product)
+                others = self._others(experiment)
+                yield replace(measured, label=OURS) if others else measured
+                for target in others:
+                    yield self._server.measure_other(step.value, step.load, target)
         except (ServerFailed, LoadFailed) as error:
-            return failure(step.value, error)
-        return measure(step.value, calls, self._work(step.load, product))
+            yield failure(step.value, error)
 
-    # the server under test
-
-    def _serve(self, options: Mapping[str, Any]) -> ServerProcess:
-        """Return a server with these options that is ready: the last one, if it has them."""
-        server = self._server
-        if server is not None and server.options == options and server.is_alive:
-            return server
-        self._stop_server(at_once=False)
-        self._server = server = ServerProcess(
-            options,
-            self._config.output / SERVER_LOG,
-            wait_s=self._config.wait_till_ready_s,
-            check=self._check_signals,
-        )
-        try:
-            server.start()
-            self._status = self._ask(server)
-        except ServerFailed:
-            self._stop_server(at_once=True)
-            raise
-        self._has_served = True
-        return server
-
-    def _ask(self, server: ServerProcess) -> dict[str, Any]:
-        """Return the server's status; at the first one, also find out which words it knows."""
-        try:
-            with BertClient(ip=server.host, port=server.port) as client:
-                if not self._words:
-                    tokens = client.tokenize(list(COMMON_WORDS)).tokens
-                    self._words = whole_words(COMMON_WORDS, [len(row) for row in tokens])
-                return client.server_status
-        except ServingError as error:
-            raise ServerFailed(f"the server does not answer: {error}") from None
-
-    def _stop_server(self, *, at_once: bool) -> None:
-        if self._server is not None:
-            self._server.stop(at_once=at_once)
-            self._server = None
-
-    def _check(self) -> None:
-        self._check_signals()
-        if self._server is not None:
-            self._server.check_alive()
-
-    # what is known of it
+    def _others(self, experiment: Experiment) -> Sequence[Target]:
+        return self._config.others if experiment.name == NUM_CLIENT else ()
 
     def _new_result(self, experiment: Experiment) -> ExperimentResult:
-        status = self._status
+        status = self._server.status
         return ExperimentResult(
             name=experiment.name,
+            label="server" if self._others(experiment) else experiment.label,
             load=experiment.constants(self._config.load),
             model=status["model"],
             workers=len(status["workers"]),
             settings={
                 entry.name: status[entry.name] for entry in option_fields() if entry.name in status
             },
-            matrix_product=self._matrix_product(),
+            matrix_product=self._server.matrix_product(),
         )
-
-    def _matrix_product(self) -> MatrixProduct | None:
-        model = self._status["model"]
-        if model["architecture"] == "fake":  # it multiplies nothing
-            return None
-        devices = {worker["device"] for worker in self._status["workers"]}
-        product = best_matrix_product(
-            model["dtype"], model["device"], len(devices), self._check_signals
-        )
-        # the best so far is nearest to the limit: others may be using the machine now
-        self._product = max(product, self._product or product, key=lambda p: p.gflops or 0.0)
-        return self._product
-
-    def _work(self, load: Load, product: MatrixProduct | None) -> Work | None:
-        if product is None:
-            return None
-        model, view = self._status["model"], View.parse(self._status["default_view"])
-        if load.pooling_layer is not None:
-            view = replace(view, layers=(load.pooling_layer,))
-        layers = layers_needed(view, model["num_layers"])
-        return Work(layers, model["hidden_size"], product.gflops)
-
-    @property
-    def _longest(self) -> int:
-        max_length: int = self._status["model"]["max_length"]
-        return min(max_length - SPECIAL_TOKENS, MOST_WORDS)
 
     # what is found
 

@@ -87,6 +87,12 @@ class ServerProcess:
         said = self._last_words() if status > 0 else ""  # what was killed could not say why
         raise ServerFailed(said or f"the server {exit_codes.describe(status)}")
 
+    def cpu_s(self) -> float | None:
+        """Return the processor time that its live processes have taken; None if not known."""
+        assert self._process is not None
+        times = [_cpu_s(path, self._process.pid) for path in Path("/proc").glob("[0-9]*/stat")]
+        return sum(times) if times else None
+
     def stop(self, *, at_once: bool) -> None:
         """End it and all its processes; a second call does nothing.
 
@@ -140,3 +146,14 @@ class ServerProcess:
             log.seek(self._log_start)
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
         return _LOG_LINE.sub("", lines[-1]) if lines else ""
+
+
+def _cpu_s(stat: Path, session: int) -> float:
+    """Return what a process has taken, by its line in /proc; 0 if of another session."""
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0.0
+    if int(fields[3]) != session:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

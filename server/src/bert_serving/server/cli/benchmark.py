@@ -15,6 +15,7 @@ from bert_serving.server.benchmark import plots, report
 from bert_serving.server.benchmark.comparison import ComparisonConfig
 from bert_serving.server.benchmark.experiments import (
     NOT_OURS,
+    SECONDS,
     VARIABLES,
     WARM_UP_REPEATS,
     BenchmarkConfig,
@@ -26,6 +27,7 @@ from bert_serving.server.benchmark.experiments import (
 )
 from bert_serving.server.benchmark.run import run
 from bert_serving.server.benchmark.server_process import ServerFailed
+from bert_serving.server.benchmark.targets import Target, parse_target
 from bert_serving.server.benchmark.words import read_words
 from bert_serving.server.cli.comparison import (
     add_comparison,
@@ -49,9 +51,13 @@ EPILOG = (
     "All options of bert-serving-start configure the server under test, and are read from the "
     "environment and a TOML file as it does. Example: bert-serving-benchmark -num_client 4 "
     "-client_batch_size 64 -test_num_client 1 8 64 -test_max_seq_len -test_pooling_layer runs all "
-    "experiments but two."
+    "experiments but two. Online, in requests of one sentence: -client_batch_size 1 -seconds 10 "
+    "-test_num_client 1 4 16 32 64 256, with the other experiments left out."
 )
-OWN = ("num_client", "client_batch_size", "num_repeat", "wait_till_ready", "client_vocab_file")
+OWN = (
+    *("num_client", "client_batch_size", "num_repeat", "seconds", "online_peer"),
+    *("wait_till_ready", "client_vocab_file"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +136,9 @@ def to_benchmark_config(
             client_batch_size=own["client_batch_size"],
             num_repeat=own["num_repeat"],
             sentence_words=config.max_seq_len,
+            seconds=own["seconds"],
         ),
+        others=tuple(own["online_peer"]),
         wait_till_ready_s=own["wait_till_ready"],
         words=read_words(vocab_file) if vocab_file is not None else (),
         client_vocab_file=vocab_file,
@@ -204,6 +212,7 @@ def _add_load(group: Any) -> None:
         help=f"calls of each client; the first {WARM_UP_REPEATS} warm up, and are not measured "
         f"(default: {Load.num_repeat})",
     )
+    _add_online(group)
     group.add_argument(
         *_names("wait_till_ready"),
         type=_whole_number(1, 86_400),
@@ -219,6 +228,34 @@ def _add_load(group: Any) -> None:
         help="a text whose words make the sentences (default: common English words, those that "
         "are one token to the model)",
     )
+
+
+def _add_online(group: Any) -> None:
+    group.add_argument(
+        *_names("seconds"),
+        type=_whole_number(1, 86_400),
+        default=None,
+        metavar="N",
+        help="clients go on for so long, in place of -num_repeat: as latencies want it (mixed and "
+        f"overhead always do: default {SECONDS:g})",
+    )
+    group.add_argument(
+        *_names("online_peer"),
+        type=_target,
+        nargs="+",
+        default=[],
+        metavar="NAME=ADDRESS",
+        help="other servers, already up, that -test_num_client puts the same load on: "
+        "infinity=http://HOST:PORT is asked as OpenAI's API, bert-as-service=HOST:PORT:PORT_OUT in "
+        "the protocol of 1.10, another bert-serving-start as NAME=HOST:PORT",
+    )
+
+
+def _target(text: str) -> Target:
+    try:
+        return parse_target(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _names(name: str) -> tuple[str, str]:

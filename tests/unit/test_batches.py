@@ -13,7 +13,7 @@ from bert_serving.client.frames import VERSION_FRAME
 from bert_serving.client.protocol import Encode, ErrorAnswer, Result, parse_answer
 from bert_serving.client.rows import pack_rows
 from bert_serving.client.view import DEFAULT_VIEW, View
-from bert_serving.server.batches import BatchReader, compute
+from bert_serving.server.batches import BatchReader, compute, word
 from bert_serving.server.model.fake import (
     FakeReplica,
     fake_embedding,
@@ -36,9 +36,14 @@ def with_header(frames: list[Any], **fields: Any) -> list[Any]:
     return [msgpack.packb({**msgpack.unpackb(frames[0]), **fields}), *frames[1:]]
 
 
+def answered(reader: BatchReader, batch: Batch) -> Answers:
+    prepared = reader.prepare(batch)
+    return word(REPLICA, prepared, compute(REPLICA, prepared))
+
+
 def computed(*requests: list[Any]) -> Answers:
     batch = Batch(5, requests, [1.5] * len(requests), time.monotonic())
-    return compute(REPLICA, BatchReader(REPLICA, DEFAULT_VIEW).prepare(batch))
+    return answered(BatchReader(REPLICA, DEFAULT_VIEW), batch)
 
 
 def answers(*requests: list[Any]) -> list[Any]:
@@ -76,7 +81,7 @@ def test_an_open_field_is_the_servers_default() -> None:
     default = View(layers=(-1,), layer_reduce="concat", pooling="none", normalize=False, dims=2)
     reader = BatchReader(REPLICA, default)
     batch = Batch(1, [a_request(1, ["a b"], views={"e": View(dtype="float16")})], [0.0], 0.0)
-    (frames,) = compute(REPLICA, reader.prepare(batch)).answers
+    (frames,) = answered(reader, batch).answers
     view = parse_answer([VERSION_FRAME, *map(bytes, frames)]).views["e"]  # type: ignore[union-attr]
     expected = fake_token_embeddings("a b", DIM)[:, :2].astype(np.float16)
     assert np.array_equal(view.values, expected)

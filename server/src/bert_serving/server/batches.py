@@ -55,6 +55,21 @@ class PreparedBatch:
     entries: Sequence[_Entry]
     queued_ms: Sequence[float]
     tokenize_ms: float
+    prepared_at: float
+
+    @property
+    def unanswered(self) -> Sequence[_Entry]:
+        """Return the entries that are not refused: what is to be computed."""
+        return [entry for entry in self.entries if entry.answer is None]
+
+
+@dataclass(slots=True)
+class ComputedBatch:
+    """What the model made of each entry that was not refused, or why it could not."""
+
+    arrays: Sequence[dict[str, ViewArray] | ErrorAnswer]
+    started_at: float
+    compute_ms: float
 
 
 class BatchReader:
@@ -76,10 +91,11 @@ class BatchReader:
                 groups.setdefault(key, []).append(entry)
         for group in groups.values():
             self._tokenize(group)
-        tokenize_ms = (time.monotonic() - started) * 1000
+        prepared_at = time.monotonic()
+        tokenize_ms = round((prepared_at - started) * 1000, 3)
         waited_ms = (started - batch.sent_at) * 1000
         queued_ms = [before + waited_ms for before in batch.queued_ms]
-        return PreparedBatch(batch.id, entries, queued_ms, tokenize_ms)
+        return PreparedBatch(batch.id, entries, queued_ms, tokenize_ms, prepared_at)
 
     def _read(self, number: int, frames: Sequence[Any]) -> _Entry:
         """Return a request with its views filled and checked; its answer if it is refused."""
@@ -130,17 +146,20 @@ class BatchReader:
 
 def compute(
     replica: Replica, batch: PreparedBatch, between_layers: BetweenLayers = nothing
-) -> Answers:
-    """Return the answers to a prepared batch; see `Replica.encode` for `between_layers`."""
+) -> ComputedBatch:
+    """Return what the model makes of a prepared batch; see `Replica.encode`."""
     started = time.monotonic()
-    entries = [entry for entry in batch.entries if entry.answer is None]
-    arrays = _encode(replica, entries, between_layers)
-    compute_ms = round((time.monotonic() - started) * 1000, 3)
-    for entry, views in zip(entries, arrays, strict=True):
+    arrays = _encode(replica, batch.unanswered, between_layers)
+    return ComputedBatch(arrays, started, round((time.monotonic() - started) * 1000, 3))
+
+
+def word(replica: Replica, batch: PreparedBatch, computed: ComputedBatch) -> Answers:
+    """Return the answers to a batch that is computed."""
+    for entry, views in zip(batch.unanswered, computed.arrays, strict=True):
         if isinstance(views, ErrorAnswer):
             entry.answer = views
         else:
-            entry.answer = _result(replica, entry, views, batch, compute_ms)
+            entry.answer = _result(replica, entry, views, batch, computed)
     return Answers(
         batch.id,
         [entry.answer.to_frames()[1:] for entry in batch.entries if entry.answer is not None],
@@ -168,22 +187,23 @@ def _result(
     entry: _Entry,
     views: dict[str, ViewArray],
     batch: PreparedBatch,
-    compute_ms: float,
+    computed: ComputedBatch,
 ) -> Result:
     assert entry.message is not None and entry.request is not None
     rows = entry.request.rows
     tokens = None
     if entry.message.show_tokens:
         tokens = RowTokens(replica.token_texts(rows.ids), rows.ids, rows.segment_ids)
+    waited_ms = (computed.started_at - batch.prepared_at) * 1000  # behind the batch before it
     return Result(
         id=entry.id,
         views=views,
         n_tokens=rows.lengths.tolist(),
         truncated=np.flatnonzero(rows.truncated).tolist() if rows.truncated.any() else [],
         tokens=tokens,
-        queue_ms=round(batch.queued_ms[entry.number], 3),
-        tokenize_ms=round(batch.tokenize_ms, 3),
-        compute_ms=compute_ms,
+        queue_ms=round(batch.queued_ms[entry.number] + waited_ms, 3),
+        tokenize_ms=batch.tokenize_ms,
+        compute_ms=computed.compute_ms,
     )
 
 

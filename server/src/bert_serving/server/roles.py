@@ -65,6 +65,8 @@ class WorkerConfig:
         default_view: fills the open fields of a request's view.
         max_batch_size: rows a batch, at most; None leaves it to the tokens.
         verbose: log more.
+        overlap: read batches and send answers while the device computes; None for yes where
+            the device is not a CPU.
 
     """
 
@@ -75,6 +77,7 @@ class WorkerConfig:
     default_view: View
     max_batch_size: int | None
     verbose: bool
+    overlap: bool | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> WorkerConfig:

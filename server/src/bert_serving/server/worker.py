@@ -1,15 +1,17 @@
 """The worker role: one replica on one device, one batch after the other.
 
-One thread does it all. On a CPU the model's own threads already use every core, so a
-second thread of ours could only take turns with them; with the fake model, handing
-batches over was measured to cost about a quarter of the worker's time. What it would gain
-on large batches of a real model has not been measured. The batch that waits for the one
+On a CPU one thread does it all: the model's own threads already use every core, so a second
+thread of ours could only take turns with them; with the fake model, handing batches over
+was measured to cost about a quarter of the worker's time. The batch that waits for the one
 that runs waits in the socket.
 
 An express batch does not wait: between two layers of the one that runs the worker looks
 into its socket, and computes there and then what has come by express. It needs a device
 that is done with a layer when it says so: on a GPU, work is only queued, and an express
 batch would stand behind all of it.
+
+With any other device a second thread has the socket: it reads the next batch and sends the
+last one's answers while the device computes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import socket as sockets
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import zmq
@@ -30,7 +34,7 @@ from bert_serving.client.messages import MAX_ROWS
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
-from .batches import BatchReader, compute
+from .batches import BatchReader, ComputedBatch, PreparedBatch, compute, word
 from .model.loading import load_replica
 from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
 from .processes import Parent, run_role
@@ -61,7 +65,8 @@ def run(config: WorkerConfig) -> int:
         replica = _load(config, socket)
         if replica is None:
             return exit_codes.BOOT_FAILED
-        return Worker(replica, config, socket).loop()
+        kind = OverlappingWorker if _overlaps(replica, config) else Worker
+        return kind(replica, config, socket).loop()
     finally:
         socket.close()
         context.term()
@@ -108,11 +113,18 @@ def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
             "ready",
             max_batch_tokens=replica.max_batch_tokens,
             max_batch_rows=config.max_batch_size or MAX_ROWS,
-            takes_express=replica.info.device.startswith("cpu"),
+            takes_express=not _overlaps(replica, config),
             model=replica.info.to_wire(),
         )
     )
     return replica
+
+
+def _overlaps(replica: Replica, config: WorkerConfig) -> bool:
+    """Whether the device computes while this process does something else."""
+    if config.overlap is not None:
+        return config.overlap
+    return not replica.info.device.startswith("cpu")
 
 
 class Worker:
@@ -130,14 +142,16 @@ class Worker:
         """Compute what comes until told to stop, or the supervisor is gone."""
         parent = Parent()
         while parent.is_alive:
-            if self._socket.poll(TURN_MS):
-                self._receive()
-            while self._batches and not self._is_stopping:
-                self._answer(self._batches.popleft(), self._look)
+            self._wait()
             if self._is_stopping:
                 return exit_codes.OK
+            self._work()
         log.error("the supervisor is gone: stopping")
         return exit_codes.ORPHANED
+
+    def _wait(self) -> None:
+        if self._batches or self._socket.poll(TURN_MS):
+            self._receive()
 
     def _receive(self) -> None:
         """Take in what has arrived; an express batch goes first."""
@@ -152,9 +166,16 @@ class Worker:
             else:
                 self._batches.append(batch)
 
+    def _work(self) -> None:
+        if self._batches:
+            self._answer(self._batches.popleft(), self._look)
+
     def _answer(self, batch: Batch, between_layers: BetweenLayers) -> None:
-        answers = compute(self._replica, self._reader.prepare(batch), between_layers)
-        send_frames(self._socket, answers.to_frames())
+        prepared = self._reader.prepare(batch)
+        self._send(prepared, compute(self._replica, prepared, between_layers))
+
+    def _send(self, batch: PreparedBatch, computed: ComputedBatch) -> None:
+        send_frames(self._socket, word(self._replica, batch, computed).to_frames())
 
     def _look(self) -> None:
         """Compute the express batch that has come, if one has; it is not interrupted itself."""
@@ -166,6 +187,57 @@ class Worker:
             self._answer(self._batches.popleft(), nothing)
             now = time.monotonic()
         self._next_look = now + LOOK_S
+
+
+class OverlappingWorker(Worker):
+    """A worker that reads batches and sends answers in one thread and computes in another.
+
+    It computes in the thread that has loaded the model, because the current device and
+    stream of CUDA are a thread's own; the socket goes over to the other one for good. The
+    broker bounds what lies between them: a batch that is computed, and one that waits.
+    """
+
+    def __init__(self, replica: Replica, config: WorkerConfig, socket: zmq.Socket[Any]) -> None:
+        super().__init__(replica, config, socket)
+        self._prepared: SimpleQueue[PreparedBatch | None] = SimpleQueue()
+        self._computed: deque[tuple[PreparedBatch, ComputedBatch]] = deque()
+        self._news = os.eventfd(0, os.EFD_NONBLOCK)
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._news, zmq.POLLIN)
+
+    def loop(self) -> int:
+        """Compute what comes until told to stop, or the supervisor is gone."""
+        with ThreadPoolExecutor(1, "desk") as desk:
+            status = desk.submit(self._attend)
+            try:
+                while (batch := self._prepared.get()) is not None and not self._is_stopping:
+                    self._computed.append((batch, compute(self._replica, batch)))
+                    os.eventfd_write(self._news, 1)
+            finally:
+                self._is_stopping = True
+                os.eventfd_write(self._news, 1)
+        os.close(self._news)
+        return status.result()
+
+    def _attend(self) -> int:
+        try:
+            return super().loop()
+        finally:
+            self._prepared.put(None)
+
+    def _wait(self) -> None:
+        for ready, _ in self._poller.poll(TURN_MS):
+            if ready is self._socket:
+                self._receive()
+            else:
+                os.eventfd_read(self._news)
+
+    def _work(self) -> None:
+        while self._computed:
+            self._send(*self._computed.popleft())
+        while self._batches:
+            self._prepared.put(self._reader.prepare(self._batches.popleft()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""A worker process on its own, both kinds of it: batches in, answers out, and its end."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+import zmq
+from server_process import BOOT_S, END_S, SECOND
+
+from bert_serving.client.frames import VERSION_FRAME, decode_message
+from bert_serving.client.messages import Encode
+from bert_serving.client.protocol import parse_answer
+from bert_serving.client.rows import pack_rows
+from bert_serving.client.view import DEFAULT_VIEW, View
+from bert_serving.server import exit_codes
+from bert_serving.server.model.fake import fake_embedding
+from bert_serving.server.model.loading import ReplicaConfig
+from bert_serving.server.processes import start
+from bert_serving.server.roles import WorkerConfig
+from bert_serving.server.worker_protocol import Answers, Batch, message
+
+DIM = 8
+KINDS = {"in one thread": False, "overlapping": True}
+
+
+class WorkerProcess:
+    """A worker, and this side of its socket."""
+
+    def __init__(self, context: zmq.Context[Any], folder: Path, *, overlap: bool) -> None:
+        backend = f"ipc://{folder}/backend"
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.bind(backend)
+        config = WorkerConfig(
+            worker_id=0,
+            backend=backend,
+            replica=ReplicaConfig(model_dir=f"fake:{DIM}"),
+            cores=(),
+            default_view=DEFAULT_VIEW,
+            max_batch_size=None,
+            verbose=False,
+            overlap=overlap,
+        )
+        self.process: subprocess.Popen[bytes] = start("worker", config)
+        assert self.receive()[0]["type"] == "starting"
+        self.ready = self.receive()[0]
+
+    def send(self, frames: list[Any]) -> None:
+        self.socket.send_multipart([b"worker-0-%d" % self.process.pid, *frames])
+
+    def receive(self) -> tuple[dict[str, Any], Any]:
+        assert self.socket.poll(BOOT_S * 1000), "the worker says nothing"
+        return decode_message(self.socket.recv_multipart()[1:])
+
+    def send_batch(self, batch_id: int, *rows: str, is_express: bool = False) -> None:
+        requests = [
+            Encode(n, 1, 60_000, {"e": View()}, pack_rows([row])).to_frames()[1:]
+            for n, row in enumerate(rows)
+        ]
+        waited = [0.0] * len(rows)
+        self.send(Batch(batch_id, requests, waited, time.monotonic(), is_express).to_frames())
+
+    def answers(self) -> tuple[int, list[Any]]:
+        answers = Answers.parse(*self.receive())
+        return answers.batch_id, [parse_answer([VERSION_FRAME, *a]) for a in answers.answers]
+
+    def end(self) -> int:
+        self.send(message("stop"))
+        return self.process.wait(END_S)
+
+
+WorkerStarter: TypeAlias = Callable[[bool], WorkerProcess]
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[WorkerStarter]:
+    context: zmq.Context[Any] = zmq.Context()
+    started: list[WorkerProcess] = []
+
+    def starter(overlap: bool) -> WorkerProcess:
+        started.append(WorkerProcess(context, tmp_path, overlap=overlap))
+        return started[-1]
+
+    yield starter
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+        worker.socket.close()
+    context.term()
+
+
+def is_right(answer: Any, row: str) -> bool:
+    return np.array_equal(answer.views["e"].values[0], fake_embedding(row, DIM))
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_batches_are_answered_in_order_and_right(
+    start_worker: WorkerStarter, overlap: bool
+) -> None:
+    worker = start_worker(overlap)
+    assert worker.ready["takes_express"] is not overlap
+    texts = [[f"batch {b}, row {n}" for n in range(1 + b % 7)] for b in range(100)]
+    for number, rows in enumerate(texts):
+        worker.send_batch(number, *rows)
+    for number, rows in enumerate(texts):
+        batch_id, answers = worker.answers()
+        assert batch_id == number
+        assert all(map(is_right, answers, rows))
+    assert worker.end() == exit_codes.OK
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_a_model_that_fails_leaves_the_worker_able_to_answer(
+    start_worker: WorkerStarter, overlap: bool
+) -> None:
+    worker = start_worker(overlap)
+    worker.send_batch(1, "a", "fake:raise")
+    worker.send_batch(2, "b")
+    (right, failed), (after,) = worker.answers()[1], worker.answers()[1]
+    assert (failed.code, is_right(right, "a"), is_right(after, "b")) == (
+        "worker_failed",
+        True,
+        True,
+    )
+    assert worker.end() == exit_codes.OK
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_what_waits_for_the_batch_before_it_is_told_so(
+    start_worker: WorkerStarter, overlap: bool
+) -> None:
+    worker = start_worker(overlap)
+    worker.send_batch(1, "fake:sleep 0.3")
+    worker.send_batch(2, "b")
+    worker.answers()
+    (answer,) = worker.answers()[1]
+    assert 200 < answer.queue_ms < 300 + 1_000 * SECOND
+
+
+def test_a_stop_is_obeyed_after_the_batch_that_runs(start_worker: WorkerStarter) -> None:
+    worker = start_worker(True)
+    worker.send_batch(1, f"fake:sleep {SECOND}")
+    worker.send_batch(2, "fake:hang")
+    assert worker.end() == exit_codes.OK
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_a_crash_of_the_model_ends_the_process(start_worker: WorkerStarter, overlap: bool) -> None:
+    worker = start_worker(overlap)
+    worker.send_batch(1, "fake:crash")
+    assert worker.process.wait(END_S) == 1

@@ -40,8 +40,9 @@ from .words import COMMON_WORDS, whole_words
 
 SERVER_LOG, PEER_LOG = "server.log", "peers.log"
 CHECKED_ROWS = 16
-TUNING_S = 6.0
-CALIBRATION_S = 1.0
+
+# times the duration of a measurement: the texts that settings are tried on, and all the trying
+TRIED, TUNING = 0.5, 6.0
 NOT_FINISHED = "not finished"
 
 
@@ -163,7 +164,8 @@ class ComparisonRun:
             date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
             machine=Machine.this(),
             versions=versions(),
-            model=f"{model['name']} ({model['num_layers']} layers of {model['hidden_size']})",
+            model=f"{Path(model['name']).name} "
+            f"({model['num_layers']} layers of {model['hidden_size']})",
             num_layers=model["num_layers"],
             command=config.command,
             environment=config.environment,
@@ -230,11 +232,12 @@ class ComparisonRun:
         few = workload.texts(self._words, workload.block)
         contender.encode(few[:1])
         rate = len(few) / contender.encode(few)
-        rows = workload.rows(rate, CALIBRATION_S)
-        entry.settings = contender.tune(workload.texts(self._words, rows), TUNING_S)
+        seconds = self._config.seconds
+        rows = workload.rows(rate, TRIED * seconds)
+        entry.settings = contender.tune(workload.texts(self._words, rows), TUNING * seconds)
         entry.cosine = self._cosine(contender, few)
         rate = rows / contender.encode(workload.texts(self._words, rows))
-        entry.rows = workload.rows(rate, self._config.seconds)
+        entry.rows = workload.rows(rate, seconds)
         return workload.texts(self._words, entry.rows)
 
     def _cosine(self, contender: Contender, texts: Sequence[str]) -> float:

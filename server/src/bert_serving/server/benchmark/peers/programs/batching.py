@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SIZES = (32, 64, 16, 128, 8)
+SIZES = (16, 32, 8, 64, 128)
 """Rows of a batch worth trying, the likeliest first."""
 
 Ints = npt.NDArray[np.int64]

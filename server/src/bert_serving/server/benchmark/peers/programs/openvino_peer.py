@@ -17,8 +17,8 @@ from .tuning import fastest
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino  # noqa: E402  # it does without where that cannot be imported
 
-HINTS = ("LATENCY", "THROUGHPUT")
-"""One batch on all cores, or several batches side by side."""
+HINTS = ("THROUGHPUT", "LATENCY")
+"""Several batches side by side, or one on all cores."""
 
 Setting = tuple[str, int]
 SETTINGS: tuple[Setting, ...] = tuple((hint, size) for size in SIZES for hint in HINTS)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bert_serving.server.model.kernels import attend_fused
-from bert_serving.server.model.kernels_cpu import attend_cpu
+from bert_serving.server.model.compiled import CompiledKernels, load_compiled
+from bert_serving.server.model.kernels import attend_fused, layer_norm
+from bert_serving.server.model.kernels_cpu import LONGEST_COMPILED, CpuKernels
 from bert_serving.server.model.packing import pack, padded_size
 
 HEADS, WIDTH = 4, 16
@@ -22,6 +23,20 @@ def random_batch(lengths):
     return batch.groups, qkv
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def kernels(request):
+    """The kernels of a CPU, with and without what is compiled."""
+    compiled = load_compiled() if request.param == "compiled" else None
+    if request.param == "compiled" and compiled is None:
+        pytest.skip("no kernels were compiled for this machine")
+    return CpuKernels(compiled)
+
+
+TYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+
+
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -31,14 +46,56 @@ def random_batch(lengths):
         list(range(1, 70)),
         [*range(1, 33), *range(1, 33), 32, 33, 130],
         np.random.default_rng(0).integers(1, 60, 150).tolist(),
+        [7, LONGEST_COMPILED, LONGEST_COMPILED + 1],
     ],
     ids=lambda lengths: f"{len(lengths)} rows to {max(lengths)}",
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_attention_on_a_cpu_is_that_of_torch(lengths, dtype, tolerance):
+@TYPES
+def test_attention_is_that_of_torch(kernels, lengths, dtype, tolerance):
     groups, qkv = random_batch(lengths)
     expected = attend_fused(qkv, groups, HEADS)
-    mixed = attend_cpu(qkv.to(dtype), groups, HEADS)
+    mixed = kernels.attention(groups, HEADS)(qkv.to(dtype))
     assert mixed.dtype == dtype
     torch.testing.assert_close(mixed.float(), expected, rtol=tolerance, atol=tolerance)
     assert not mixed[sum(lengths) :].any()
+
+
+def test_attention_keeps_to_float_where_scores_are_far_apart(kernels):
+    groups, qkv = random_batch([1, 4, 17, 40])
+    qkv[:, : HEADS * WIDTH] *= 300  # weights of nearly one and nearly zero
+    expected = attend_fused(qkv, groups, HEADS)
+    mixed = kernels.attention(groups, HEADS)(qkv)
+    torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_of_any_width_are_attended(kernels):
+    (batch,) = pack(np.array([3, 5]), np.arange(2), 8)
+    qkv = torch.randn(8, 3 * 2 * 20)
+    expected = attend_fused(qkv, batch.groups, 2)
+    torch.testing.assert_close(kernels.attention(batch.groups, 2)(qkv), expected)
+
+
+@pytest.mark.parametrize("hidden", [16, 20, 384, 768])
+@TYPES
+def test_the_sum_and_its_norm_are_those_of_torch(kernels, hidden, dtype, tolerance):
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 9, hidden).mul_(3).to(dtype)
+    weight, bias = torch.rand(2, hidden).to(dtype)
+    both = x.float() + residual.float()
+    expected = layer_norm(both, weight.float(), bias.float(), 1e-12)
+    normed = kernels.add_norm(weight, bias, 1e-12)(x, residual)
+    assert normed.dtype == dtype
+    torch.testing.assert_close(normed.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_compiled_kernels_refuse_what_they_would_misread():
+    compiled = load_compiled()
+    if not isinstance(compiled, CompiledKernels):
+        pytest.skip("no kernels were compiled for this machine")
+    qkv, mixed = torch.zeros(4, 96), torch.zeros(4, 32)
+    with pytest.raises(AssertionError):  # a row beyond the tokens
+        compiled.attend(qkv, mixed, np.array([0]), np.array([5]), 2)
+    with pytest.raises(AssertionError):  # columns of something larger
+        compiled.attend(qkv, torch.zeros(4, 64)[:, :32], np.array([0]), np.array([4]), 2)
+    with pytest.raises(AssertionError):  # two types
+        compiled.add_norm(mixed, mixed.bfloat16(), torch.ones(32), torch.ones(32), 1e-12)

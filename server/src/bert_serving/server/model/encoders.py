@@ -12,6 +12,7 @@ import torch
 from .bert import BertEncoder
 from .bert_config import BertConfig
 from .checkpoint import Checkpoint, Weights, find_checkpoint
+from .compiled import load_compiled
 from .conversions import converted
 from .cuda_graphs import GraphedEncoder
 from .device import (
@@ -133,7 +134,9 @@ def _packed_encoder(
         weights,
         device=device,
         dtype=dtype,
-        kernels=CpuKernels() if device.type == "cpu" else CudaKernels(device, varlen),
+        kernels=CpuKernels(load_compiled())
+        if device.type == "cpu"
+        else CudaKernels(device, varlen),
         heads=find_heads(weights, settings, plan.hidden_size, device),
         has_positions=not config.no_position_embeddings,
         compile=config.compile and device.type != "cpu",

@@ -1,9 +1,12 @@
-"""The fast linear and attention for CPUs.
+"""The fast linear, attention and LayerNorm for CPUs.
 
 Matrix products go through oneDNN with weights packed once, in the blocked order that it
 computes in: torch's default for float32, MKL, reaches half of that on some CPUs. The
 activation is applied while a block of the result is still in cache. (The residual's sum
 can be fused likewise, and was not faster.)
+
+What lies between the products is compiled (`compiled`), with torch's operations in its place
+where it is not: for the sizes it does not know, and on machines it was not built for.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 
+from .compiled import LANES, CompiledKernels
 from .kernels import (
     AddNorm,
     Attention,
@@ -67,6 +72,9 @@ class PackedLinear:
 class CpuKernels:
     """The fastest of what there is on a CPU; see `Kernels`."""
 
+    def __init__(self, compiled: CompiledKernels | None) -> None:
+        self._compiled = compiled
+
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
     ) -> Linear:
@@ -75,12 +83,52 @@ class CpuKernels:
         return make(weight, bias, activation)
 
     def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
-        """Return torch's sum and LayerNorm."""
-        return PlainKernels().add_norm(weight, bias, eps)
+        """Return the sum and LayerNorm."""
+        if self._compiled is None or len(weight) % LANES:
+            return PlainKernels().add_norm(weight, bias, eps)
+        return partial(self._compiled.add_norm, weight=weight, bias=bias, eps=eps)
 
     def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
         """Return the attention of a micro-batch's rows."""
-        return partial(attend_cpu, groups=groups, num_heads=num_heads)
+        by_torch = partial(attend_cpu, groups=groups, num_heads=num_heads)
+        if self._compiled is None:
+            return by_torch
+        compiled = CompiledAttention(self._compiled, groups, num_heads)
+
+        def attend(qkv: torch.Tensor) -> torch.Tensor:
+            has_known_heads = qkv.shape[1] % (3 * num_heads * LANES) == 0
+            return compiled(qkv) if has_known_heads else by_torch(qkv)
+
+        return attend
+
+
+LONGEST_COMPILED = 512
+"""Rows of more tokens are attended by torch, which is good at large products."""
+
+
+class CompiledAttention:
+    """Attention with all rows but the longest in one call; see `Attention`."""
+
+    def __init__(self, compiled: CompiledKernels, groups: Sequence[Group], num_heads: int) -> None:
+        self._compiled = compiled
+        self._groups = groups
+        self._num_heads = num_heads
+        short = [group for group in groups if group.length <= LONGEST_COMPILED]
+        rows = np.array([group.rows for group in short], np.int64)
+        lengths = np.array([group.length for group in short], np.int64)
+        self._lengths = np.repeat(lengths, rows)
+        # the shortest rows come first, one behind the other
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._long = groups[len(short) :]
+
+    def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
+        """Return the mixed values."""
+        mixed = new_mixed(qkv, self._groups)
+        if len(self._starts):
+            self._compiled.attend(qkv, mixed, self._starts, self._lengths, self._num_heads)
+        for group in self._long:
+            _attend_group(qkv, mixed, group, self._num_heads)
+        return mixed
 
 
 _FEW_ROWS = 8
@@ -96,11 +144,15 @@ def attend_cpu(qkv: torch.Tensor, groups: Sequence[Group], num_heads: int) -> to
     """Attend a group at a time, by whichever way is faster for its length; see `Attention`."""
     out = new_mixed(qkv, groups)
     for group in groups:
-        if _is_fused_faster(group, qkv.dtype):
-            attend_group_fused(qkv, out, group, num_heads)
-        else:
-            _attend_group_by_products(qkv, out, group, num_heads)
+        _attend_group(qkv, out, group, num_heads)
     return out
+
+
+def _attend_group(qkv: torch.Tensor, out: torch.Tensor, group: Group, num_heads: int) -> None:
+    if _is_fused_faster(group, qkv.dtype):
+        attend_group_fused(qkv, out, group, num_heads)
+    else:
+        _attend_group_by_products(qkv, out, group, num_heads)
 
 
 def _is_fused_faster(group: Group, dtype: torch.dtype) -> bool:

@@ -32,7 +32,9 @@ KINDS = {"in one thread": False, "overlapping": True}
 class WorkerProcess:
     """A worker, and this side of its socket."""
 
-    def __init__(self, context: zmq.Context[Any], folder: Path, *, overlap: bool) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], folder: Path, *, overlap: bool, row_ms: float
+    ) -> None:
         backend = f"ipc://{folder}/backend"
         self.socket = context.socket(zmq.ROUTER)
         self.socket.linger = 0
@@ -40,7 +42,7 @@ class WorkerProcess:
         config = WorkerConfig(
             worker_id=0,
             backend=backend,
-            replica=ReplicaConfig(model_dir=f"fake:{DIM}"),
+            replica=ReplicaConfig(model_dir=f"fake:{DIM}?row_us={1000 * row_ms}"),
             cores=(),
             default_view=DEFAULT_VIEW,
             max_batch_size=None,
@@ -75,7 +77,7 @@ class WorkerProcess:
         return self.process.wait(END_S)
 
 
-WorkerStarter: TypeAlias = Callable[[bool], WorkerProcess]
+WorkerStarter: TypeAlias = Callable[..., WorkerProcess]
 
 
 @pytest.fixture
@@ -83,8 +85,8 @@ def start_worker(tmp_path: Path) -> Iterator[WorkerStarter]:
     context: zmq.Context[Any] = zmq.Context()
     started: list[WorkerProcess] = []
 
-    def starter(overlap: bool) -> WorkerProcess:
-        started.append(WorkerProcess(context, tmp_path, overlap=overlap))
+    def starter(overlap: bool, row_ms: float = 0.0) -> WorkerProcess:
+        started.append(WorkerProcess(context, tmp_path, overlap=overlap, row_ms=row_ms))
         return started[-1]
 
     yield starter
@@ -113,6 +115,28 @@ def test_batches_are_answered_in_order_and_right(
         assert batch_id == number
         assert all(map(is_right, answers, rows))
     assert worker.end() == exit_codes.OK
+
+
+def test_an_express_batch_is_answered_before_the_one_that_runs(start_worker: WorkerStarter) -> None:
+    worker = start_worker(False, row_ms=10 * SECOND)
+    texts = {1: [f"row {n}" for n in range(50)], 2: ["waits"], 3: ["express"], 4: ["again"]}
+    worker.send_batch(1, *texts[1])
+    worker.send_batch(2, *texts[2])
+    for number in (3, 4):
+        worker.send_batch(number, *texts[number], is_express=True)
+        batch_id, (answer,) = worker.answers()
+        assert (batch_id, is_right(answer, *texts[number])) == (number, True)
+    for number in (1, 2):
+        batch_id, answers = worker.answers()
+        assert batch_id == number
+        assert all(map(is_right, answers, texts[number]))
+
+
+def test_a_hang_in_an_express_batch_holds_up_the_one_that_runs(start_worker: WorkerStarter) -> None:
+    worker = start_worker(False, row_ms=SECOND)
+    worker.send_batch(1, *(f"row {n}" for n in range(50)))
+    worker.send_batch(2, "fake:hang", is_express=True)
+    assert not worker.socket.poll(500 * SECOND), "the broker could not tell that it hangs"
 
 
 @pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)

@@ -8,6 +8,7 @@ path from clients to clients, memory, and a profile. Written without a GPU at ha
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import platform
@@ -117,6 +118,7 @@ class ModelRun:
             bare = self.load(no_cuda_graphs=True)
             found["small, no graphs"] = [self.small(bare, *size) for size in SMALL_BATCHES]
             del bare
+            gc.collect()
             torch.cuda.empty_cache()  # the servers to come need it
         limits.append(self.limit())
         found["limit_gflops"] = limits

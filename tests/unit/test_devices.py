@@ -67,6 +67,13 @@ def test_workers_go_round_the_gpus_of_the_map(monkeypatch: pytest.MonkeyPatch) -
     assert devices(num_worker=1) == ["cuda:0"]
 
 
+def test_several_workers_share_one_gpu_and_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert devices(num_worker=3) == ["cuda:0"] * 3
+    assert devices(num_worker=3, device_map=(0,)) == ["cuda:0"] * 3
+    assert [placement.cores for placement in placed(num_worker=2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+
+
 @pytest.mark.parametrize("names", ["", "-1", " "])
 def test_no_gpu_is_visible_where_the_environment_hides_them(
     monkeypatch: pytest.MonkeyPatch, names: str

@@ -37,7 +37,7 @@ def to_markdown(results: dict[str, Any]) -> str:
             ),
             "### Small batches",
             _small_table(found),
-            f"### End to end, {results['clients']} client processes",
+            f"### End to end, processes of clients: {results['clients']}",
             table(
                 ["workers", "tokens a row", "tokens/s"],
                 [

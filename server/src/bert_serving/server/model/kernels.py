@@ -1,7 +1,7 @@
 """What a transformer layer is made of, on any device: the interface, and torch's plain way.
 
-A device's `Kernels` make them; `kernels_cpu` has the fast ones for CPUs. `PlainKernels` work
-everywhere torch does, and are right rather than fast.
+A device's `Kernels` make them; `kernels_cpu` and `kernels_cuda` have the fast ones.
+`PlainKernels` work everywhere torch does, and are right rather than fast.
 """
 
 from __future__ import annotations

@@ -25,10 +25,18 @@ from .scheduling.restarts import RestartPolicy
 WATCH_S = 1.0
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Keep the memory of a message for the next one: glibc gives blocks of more than 128 KiB back to
-# the system at once, and every page of an answer is then faulted in anew by each process that
-# it passes through. It takes a fifth of the rate on large answers (measured).
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+_ENVIRONMENT = {
+    # Keep the memory of a message for the next one: glibc gives blocks of more than 128 KiB back
+    # to the system at once, and every page of an answer is then faulted in anew by each process
+    # that it passes through. It takes a fifth of the rate on large answers (measured).
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+    # Threads that have computed spin only for as long as the next operation may take to come:
+    # by default for milliseconds, in which nobody else gets their cores. One sentence on two
+    # cores took 4.3 ms instead of 3.5, in bfloat16, and a bulk call a tenth longer (measured).
+    "GOMP_SPINCOUNT": "10000",
+}
+"""What a role's libraries read when they are loaded; the operator's own settings come first."""
 
 
 def start(module: str, config: RoleConfig) -> subprocess.Popen[bytes]:
@@ -37,7 +45,7 @@ def start(module: str, config: RoleConfig) -> subprocess.Popen[bytes]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
     try:
         process = subprocess.Popen(  # noqa: S603  # our own module
-            command, stdin=subprocess.PIPE, env={**_MALLOC, **os.environ}
+            command, stdin=subprocess.PIPE, env={**_ENVIRONMENT, **os.environ}
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .comparison import BULK
 from .comparison_report import title
 from .comparison_results import Comparison, Entry, WorkloadResult
 
@@ -71,7 +72,8 @@ def _bars(axes: Axes, comparison: Comparison, workload: WorkloadResult, labels: 
             va="center",
             fontsize=8,
         )
-    axes.set_title(f"{workload.name} ({workload.tokens:.1f} tokens)", fontsize=9)
+    mean = f", {workload.tokens:.1f} tokens on average" if comparison.kind == BULK else ""
+    axes.set_title(f"{workload.name}{mean}", fontsize=9)
     axes.set_xlim(0, max((spread.most for spread in spreads), default=0) * 1.3 or 1)
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:,g}")
     axes.xaxis.set_tick_params(labelsize=8)

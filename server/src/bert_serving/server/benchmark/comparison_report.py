@@ -179,7 +179,7 @@ def _ratio_rows(comparison: Comparison, label: str) -> list[tuple[str, list[str]
         found = dict(_ratios(workload, own[0])) if own else {}
         for name, cells in rows.items():
             cells.append(_ratio_words(comparison, found.get(name), brief=True))
-    return list(rows.items())
+    return [(name, cells) for name, cells in rows.items() if set(cells) != {NONE}]
 
 
 def _ratios(workload: WorkloadResult, ours: Entry) -> list[tuple[str, Ratio | None]]:

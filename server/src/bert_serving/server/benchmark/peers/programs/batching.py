@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SIZES = (16, 32, 8, 64, 128)
+SIZES = (16, 8, 32, 64, 4, 128)
 """Rows of a batch worth trying, the likeliest first."""
 
 Ints = npt.NDArray[np.int64]

@@ -32,6 +32,12 @@ SIZES = {
         "num_attention_heads": 12,
         "intermediate_size": 1536,
     },
+    "small": {  # for a quick check
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
     "tiny": {  # for tests
         "hidden_size": 64,
         "num_hidden_layers": 3,

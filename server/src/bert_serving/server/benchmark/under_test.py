@@ -43,7 +43,7 @@ class ServerUnderTest:
         self._words = words
         self._check_signals = check
         self._server: ServerProcess | None = None
-        self._product: MatrixProduct | None = None
+        self._products: dict[tuple[str, str], MatrixProduct] = {}
 
     def serve(self, options: Mapping[str, Any]) -> None:
         """Have a server with these options that is ready: the last one, if it has them.
@@ -121,8 +121,10 @@ class ServerUnderTest:
             model["dtype"], model["device"], len(devices), self._check_signals
         )
         # the best so far is nearest to the limit: others may be using the machine now
-        self._product = max(product, self._product or product, key=lambda p: p.gflops or 0.0)
-        return self._product
+        kind = (product.dtype, product.device)
+        best = self._products.get(kind, product)
+        self._products[kind] = max(product, best, key=lambda p: p.gflops or 0.0)
+        return self._products[kind]
 
     def _work(self, load: Load, product: MatrixProduct | None) -> Work | None:
         if product is None:

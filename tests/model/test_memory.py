@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_reference import TEXTS, close, encode, view
 
+from bert_serving.server.model.calibration import CPU_BUDGETS
 from bert_serving.server.model.device import is_out_of_memory
 from bert_serving.server.model.encoder_replica import EncoderReplica
 from bert_serving.server.model.replica import EncodeRequest
@@ -93,7 +94,7 @@ def test_other_failures_are_not_taken_for_it(small):
     encoder, ours = small(5, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         encode(ours, TEXTS[:5])
-    assert ours.max_batch_tokens == 1024
+    assert ours.max_batch_tokens == CPU_BUDGETS[-1]
     assert len(encoder.sizes) == 1
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,11 +146,15 @@ class BatchReader:
 
 
 def compute(
-    replica: Replica, batch: PreparedBatch, between_layers: BetweenLayers = nothing
+    replica: Replica,
+    batch: PreparedBatch,
+    between_layers: BetweenLayers = nothing,
+    max_tokens: int | None = None,
 ) -> ComputedBatch:
     """Return what the model makes of a prepared batch; see `Replica.encode`."""
     started = time.monotonic()
-    arrays = _encode(replica, batch.unanswered, between_layers)
+    encode = partial(replica.encode, between_layers=between_layers, max_tokens=max_tokens)
+    arrays = _encode(encode, batch.unanswered)
     return ComputedBatch(arrays, started, round((time.monotonic() - started) * 1000, 3))
 
 
@@ -168,18 +173,18 @@ def word(replica: Replica, batch: PreparedBatch, computed: ComputedBatch) -> Ans
 
 
 def _encode(
-    replica: Replica, entries: Sequence[_Entry], between_layers: BetweenLayers
+    encode: Callable[[list[EncodeRequest]], list[dict[str, ViewArray]]], entries: Sequence[_Entry]
 ) -> Sequence[dict[str, ViewArray] | ErrorAnswer]:
     requests = [entry.request for entry in entries if entry.request is not None]
     try:
-        return replica.encode(requests, between_layers=between_layers) if requests else []
+        return encode(requests) if requests else []
     except Exception as error:
         if len(entries) == 1:
             log.exception("the model failed on a request of %d rows", len(entries[0].rows))
             cause = f"the model failed on this request: {type(error).__name__}: {error}"
             return [ErrorAnswer(entries[0].id, "worker_failed", cause)]
         log.warning("the model failed on a batch of %d requests: trying each alone", len(entries))
-    return [answer for entry in entries for answer in _encode(replica, [entry], between_layers)]
+    return [answer for entry in entries for answer in _encode(encode, [entry])]
 
 
 def _result(

@@ -46,6 +46,8 @@ log = logging.getLogger("bert_serving.worker")
 MAX_MESSAGES_A_TURN = 4
 TURN_MS = 1_000  # longest sleep: how soon an orphan notices
 LOOK_S = 0.0005  # between two looks for an express batch; one costs 3 microseconds
+SHARED_S = 1.0  # after an express batch, others are computed in smaller parts for so long:
+SHARED_PARTS = 4  # the next one then waits for a shorter matrix product
 FLUSH_MS = 2_000
 
 
@@ -137,6 +139,7 @@ class Worker:
         self._batches: deque[Batch] = deque()
         self._is_stopping = False
         self._next_look = 0.0
+        self._shared_until = 0.0
 
     def loop(self) -> int:
         """Compute what comes until told to stop, or the supervisor is gone."""
@@ -168,11 +171,15 @@ class Worker:
 
     def _work(self) -> None:
         if self._batches:
-            self._answer(self._batches.popleft(), self._look)
+            is_shared = time.monotonic() < self._shared_until
+            tokens = self._replica.max_batch_tokens // SHARED_PARTS if is_shared else None
+            self._answer(self._batches.popleft(), self._look, tokens)
 
-    def _answer(self, batch: Batch, between_layers: BetweenLayers) -> None:
+    def _answer(
+        self, batch: Batch, between_layers: BetweenLayers, max_tokens: int | None = None
+    ) -> None:
         prepared = self._reader.prepare(batch)
-        self._send(prepared, compute(self._replica, prepared, between_layers))
+        self._send(prepared, compute(self._replica, prepared, between_layers, max_tokens))
 
     def _send(self, batch: PreparedBatch, computed: ComputedBatch) -> None:
         send_frames(self._socket, word(self._replica, batch, computed).to_frames())
@@ -186,6 +193,7 @@ class Worker:
         if self._batches and self._batches[0].is_express:
             self._answer(self._batches.popleft(), nothing)
             now = time.monotonic()
+            self._shared_until = now + SHARED_S
         self._next_look = now + LOOK_S
 
 

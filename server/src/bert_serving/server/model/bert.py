@@ -33,10 +33,15 @@ class Layer:
     feed_out: Linear
     feed_norm: AddNorm
 
-    def finish(self, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+    def finish(
+        self, x: torch.Tensor, mixed: torch.Tensor, between_layers: BetweenLayers
+    ) -> torch.Tensor:
         """Return the next hidden state of one and what attention has mixed of its tokens."""
         x = self.attention_norm(self.attention_out(mixed), x)
-        return self.feed_norm(self.feed_out(self.feed_in(x)), x)
+        between_layers()
+        inner = self.feed_in(x)
+        between_layers()
+        return self.feed_norm(self.feed_out(inner), x)
 
 
 class BertEncoder:
@@ -140,14 +145,17 @@ class BertEncoder:
             inputs: ids, segment ids and positions of the tokens, and of any padding behind them.
             attend: the attention of their rows.
             layers: which states are wanted; no layer beyond the deepest one is computed.
-            between_layers: see `Encoder`.
+            between_layers: see `Encoder`; called between the parts of a layer as well, the
+                longest of which are its matrix products.
 
         """
         x = self._embed(*inputs)
         states = {0: x}
         for number in range(1, max(layers, default=0) + 1):
             layer = self._layer(number - 1)
-            x = self._finish(layer, x, attend(layer.qkv(x)))
+            mixed = attend(layer.qkv(x))
+            between_layers()
+            x = self._finish(layer, x, mixed, between_layers)
             states[number] = x
             if number - 1 not in layers:
                 # its memory serves the next layer

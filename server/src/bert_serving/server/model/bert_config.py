@@ -99,6 +99,11 @@ class BertConfig:
             )
         return parsed
 
+    def gflop(self, tokens: int, layers: int) -> float:
+        """Return what the matrix products with weights cost; attention's own come on top."""
+        per_token = 8 * self.hidden_size**2 + 4 * self.hidden_size * self.intermediate_size
+        return tokens * layers * per_token / 1e9
+
     def num_weights(self) -> int:
         """Return how many numbers the encoder's weights are."""
         hidden, inner = self.hidden_size, self.intermediate_size

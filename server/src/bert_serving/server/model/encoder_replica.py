@@ -103,13 +103,19 @@ class EncoderReplica:
 
     @torch.inference_mode()
     def encode(
-        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+        self,
+        requests: Sequence[EncodeRequest],
+        *,
+        between_layers: BetweenLayers = nothing,
+        max_tokens: int | None = None,
     ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays by view name; see `Replica`."""
         rows = join_rows(requests) if requests else None
         outputs = make_outputs(requests, self.info)
         if rows is not None:
-            self._compute_rows(rows, asked_rows(requests), outputs, between_layers)
+            max_tokens = min(max_tokens or self.max_batch_tokens, self.max_batch_tokens)
+            batches = pack(rows.lengths, asked_rows(requests), max_tokens)
+            self._compute_batches(batches, rows, outputs, between_layers)
         return make_answers(requests, outputs)
 
     def calibrate(self) -> Calibration:
@@ -127,16 +133,16 @@ class EncoderReplica:
         """Compute one row, so that the first request does not pay for what is done once."""
         self._encode_lengths([min(16, self.info.max_length)])
 
-    def _compute_rows(
+    def _compute_batches(
         self,
+        micro_batches: Sequence[MicroBatch],
         rows: TokenRows,
-        numbers: npt.NDArray[np.int64],
         outputs: Sequence[Output],
         between_layers: BetweenLayers,
     ) -> None:
-        """Compute rows in micro-batches; where memory runs out, what is left in smaller ones."""
+        """Compute micro-batches; where memory runs out, what is left in smaller ones."""
         arrivals = Arrivals(self._device)
-        batches = deque(pack(rows.lengths, numbers, self.max_batch_tokens))
+        batches = deque(micro_batches)
         while batches:
             try:
                 self._compute(batches[0], rows, outputs, arrivals, between_layers)

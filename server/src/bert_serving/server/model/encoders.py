@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,8 +29,10 @@ from .encoder import Encoder
 from .encoder_replica import EncoderReplica
 from .families import FAMILIES, find_family
 from .heads import check_num_labels, find_heads, label_activation
+from .kept_calibration import calibration_path, keep_calibration, read_calibration
 from .kernels_cpu import CpuKernels
 from .kernels_cuda import CudaKernels, find_varlen_attend
+from .machine import matrix_gflops
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
 from .tokenizer import Tokenizer
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from .transformers_model import TransformersPlan
 
 logger = logging.getLogger(__name__)
+
+_LIMIT_LOOK_S = 0.2  # for the machine's best matrix product, for each of two shapes
 
 
 def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
@@ -108,11 +114,32 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     )
     with compiler_needed() if config.compile else nullcontext():
         if config.max_batch_tokens is None:
-            logger.info("calibrated: %s", replica.calibrate())
+            _calibrate(replica, plan, calibration_path(settings, dtype, device))
         else:
             replica.max_batch_tokens = config.max_batch_tokens
             replica.warm_up()
+    checkpoint.forget_pages()
     return replica
+
+
+def _calibrate(replica: EncoderReplica, plan: BertConfig | TransformersPlan, kept: Path) -> None:
+    calibration = read_calibration(kept)
+    if calibration is not None:
+        replica.max_batch_tokens = calibration.max_batch_tokens
+        replica.warm_up()
+        logger.info("calibrated before: %s; remove %s to measure again", calibration, kept)
+        return
+    calibration = replica.calibrate()
+    if isinstance(plan, BertConfig):
+        best = matrix_gflops(
+            getattr(torch, replica.info.dtype), torch.device(replica.info.device), _LIMIT_LOOK_S
+        )
+        tokens_per_s = calibration.tokens_per_s[calibration.max_batch_tokens]
+        layers = max(plan.num_layers - 1, 1)  # as the default view has it
+        share = plan.gflop(1, layers) * tokens_per_s / best
+        calibration = replace(calibration, share=round(share, 3))
+    logger.info("calibrated: %s; kept in %s", calibration, kept)
+    keep_calibration(kept, calibration)
 
 
 def _packed_encoder(

@@ -176,7 +176,11 @@ class FakeReplica:
         return None
 
     def encode(
-        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+        self,
+        requests: Sequence[EncodeRequest],
+        *,
+        between_layers: BetweenLayers = nothing,
+        max_tokens: int | None = None,  # noqa: ARG002  # it computes rows one by one
     ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays; see `Replica`."""
         if self._row_s:

@@ -25,27 +25,36 @@ _LIMIT_S = 1.0  # a shape
 _LEAST_ROUNDS = 3
 
 
-def matrix_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the rate of the best matrix product found, in GFLOP/s, all cores at work."""
+def matrix_gflops(dtype: torch.dtype, device: torch.device, limit_s: float = _LIMIT_S) -> float:
+    """Return the rate of the best matrix product found, in GFLOP/s, all cores at work.
+
+    Args:
+        dtype: to multiply in.
+        device: where.
+        limit_s: seconds to look for it, for each shape tried.
+
+    """
     shapes = _CPU_SHAPES if device.type == "cpu" else _GPU_SHAPES
-    return max(_gflops(shape, dtype, device) for shape in shapes)
+    return max(_gflops(shape, dtype, device, limit_s) for shape in shapes)
 
 
-def _gflops(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
+def _gflops(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, limit_s: float
+) -> float:
     rows, width, outputs = shape
     x = torch.randn(rows, width, device=device).to(dtype)
     weight = torch.randn(outputs, width, device=device).to(dtype)
     if device.type == "cpu" and has_packed_linear():
         linear = PackedLinear(weight, torch.zeros(outputs, dtype=dtype))
-        seconds = _best_seconds(lambda: linear(x), lambda: None)
+        seconds = _best_seconds(lambda: linear(x), lambda: None, limit_s)
     else:
-        seconds = _best_seconds(lambda: x @ weight.T, lambda: _wait_for(device))
+        seconds = _best_seconds(lambda: x @ weight.T, lambda: _wait_for(device), limit_s)
     return 2.0 * rows * width * outputs / seconds / 1e9
 
 
-def _best_seconds(work: Callable[[], object], wait: Callable[[], object]) -> float:
+def _best_seconds(work: Callable[[], object], wait: Callable[[], object], limit_s: float) -> float:
     best = float("inf")
-    deadline = time.perf_counter() + _LIMIT_S
+    deadline = time.perf_counter() + limit_s
     rounds = 0
     while rounds < _LEAST_ROUNDS or time.perf_counter() < deadline:
         wait()

@@ -126,7 +126,11 @@ class Replica(Protocol):
         """Return what an operator should know who serves it by this view; None for nothing."""
 
     def encode(
-        self, requests: Sequence[EncodeRequest], *, between_layers: BetweenLayers = nothing
+        self,
+        requests: Sequence[EncodeRequest],
+        *,
+        between_layers: BetweenLayers = nothing,
+        max_tokens: int | None = None,
     ) -> list[dict[str, ViewArray]]:
         """Return each request's arrays by view name; views are filled and checked.
 
@@ -137,5 +141,7 @@ class Replica(Protocol):
             requests: the batch.
             between_layers: called often while it is computed; it may call `encode` itself,
                 for what cannot wait.
+            max_tokens: tokens to compute at a time, where that is less than
+                `max_batch_tokens`: the smaller, the more often something can go between.
 
         """

@@ -1,0 +1,74 @@
+"""A calibration is measured once for a model on a machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from bert_serving.server.model.calibration import Calibration
+from bert_serving.server.model.kept_calibration import (
+    calibration_path,
+    keep_calibration,
+    read_calibration,
+)
+
+CALIBRATION = Calibration(512, {256: 900.0, 512: 1000.5}, 0.8)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "bert-serving"
+
+
+def test_a_calibration_is_read_as_it_was_kept(cache):
+    path = cache / "calibration.json"
+    assert read_calibration(path) is None
+    keep_calibration(path, CALIBRATION)
+    assert read_calibration(path) == CALIBRATION
+    assert [file.name for file in cache.iterdir()] == ["calibration.json"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"{}", b'{"max_batch_tokens": 1, "tokens_per_s": 2}']
+)
+def test_what_is_no_calibration_is_measured_again(cache, caplog, content):
+    path = cache / "calibration.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert read_calibration(path) is None
+    assert "measuring again" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_keeping(cache, caplog):
+    cache.write_text("a file where the folder should be")
+    with caplog.at_level(logging.INFO):
+        keep_calibration(cache / "calibration.json", CALIBRATION)
+    assert "not kept" in caplog.text
+
+
+def test_another_model_type_or_number_of_threads_has_its_own(monkeypatch):
+    cpu = torch.device("cpu")
+    paths = {
+        calibration_path({"hidden_size": 1}, torch.float32, cpu),
+        calibration_path({"hidden_size": 2}, torch.float32, cpu),
+        calibration_path({"hidden_size": 1}, torch.bfloat16, cpu),
+    }
+    assert calibration_path({"hidden_size": 1}, torch.float32, cpu) in paths
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    paths.add(calibration_path({"hidden_size": 1}, torch.float32, cpu))
+    assert len(paths) == 4
+
+
+def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog):
+    directory, _ = tiny_dir()
+    with caplog.at_level(logging.INFO):
+        first = load(directory, max_batch_tokens=None)
+    (path,) = cache.glob("calibration-*.json")
+    assert json.loads(path.read_text())["max_batch_tokens"] == first.max_batch_tokens
+    assert "of the machine's limit" in caplog.text
+    path.write_text(json.dumps({"max_batch_tokens": 77, "tokens_per_s": {}, "share": None}))
+    assert load(directory, max_batch_tokens=None).max_batch_tokens == 77

@@ -46,8 +46,12 @@ log = logging.getLogger("bert_serving.worker")
 MAX_MESSAGES_A_TURN = 4
 TURN_MS = 1_000  # longest sleep: how soon an orphan notices
 LOOK_S = 0.0005  # between two looks for an express batch; one costs 3 microseconds
+NICENESS = 15
+"""On a CPU, the broker gets a core at once although all of them compute. A single sentence beside
+bulk took 6.0 ms instead of 8.0, at the 99th percentile 13.5 instead of 17.5; bulk lost 4 %."""
+
 SHARED_S = 1.0  # after an express batch, others are computed in smaller parts for so long:
-SHARED_PARTS = 4  # the next one then waits for a shorter matrix product
+SHARED_PARTS = 8  # the next one then waits for a shorter matrix product
 FLUSH_MS = 2_000
 
 
@@ -57,6 +61,8 @@ def run(config: WorkerConfig) -> int:
     Parent().watch()  # a model that hangs, or loads for long, must not outlive the server
     if config.cores:
         os.sched_setaffinity(0, config.cores)
+    if config.replica.device == "cpu":
+        os.nice(NICENESS)
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.linger = FLUSH_MS

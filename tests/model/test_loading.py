@@ -179,7 +179,7 @@ def test_max_seq_len_and_lower_case_reach_the_tokenizer(load):
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_threads_hardly_spin_unless_the_operator_says_so(given, spins):
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")

@@ -56,9 +56,18 @@ def test_nothing_packs_into_nothing(lengths):
     assert pack_all(lengths, 10) == []
 
 
-def test_micro_batches_are_of_about_equal_size():
+def test_micro_batches_are_of_about_equal_size_and_fill_what_they_are_padded_to():
     sizes = [len(batch.tokens) for batch in pack_all([10] * 110, 1000)]
-    assert sizes == [550, 550]
+    assert padded_size(550) == 576
+    assert sizes == [570, 530]
+
+
+@given(
+    st.lists(st.integers(1, 64), min_size=64, max_size=400), st.integers(256, 2048).map(padded_size)
+)
+def test_little_of_full_micro_batches_is_padding(lengths, max_tokens):
+    *full, _ = [len(batch.tokens) for batch in pack_all(lengths, max_tokens)]
+    assert all(padded_size(size) - size < 64 for size in full)  # what a row leaves free
 
 
 def test_rows_of_equal_length_keep_their_order():

@@ -31,10 +31,6 @@ _ENVIRONMENT = {
     # that it passes through. It takes a fifth of the rate on large answers (measured).
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-    # Threads that have computed spin only for as long as the next operation may take to come:
-    # by default for milliseconds, in which nobody else gets their cores. One sentence on two
-    # cores took 4.3 ms instead of 3.5, in bfloat16, and a bulk call a tenth longer (measured).
-    "GOMP_SPINCOUNT": "10000",
 }
 """What a role's libraries read when they are loaded; the operator's own settings come first."""
 

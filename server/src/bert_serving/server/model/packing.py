@@ -78,18 +78,29 @@ def pack(lengths: npt.NDArray[np.integer], rows: Ints, max_tokens: int) -> list[
 
 
 def _cuts(lengths: list[int], max_tokens: int) -> list[int]:
-    """Return where micro-batches begin, and the end; they are of about equal size."""
+    """Return where micro-batches begin, and the end.
+
+    They are of about equal size, so that no small rest is left over, and fill the sizes that
+    they are padded to: a micro-batch of 980 tokens costs as much as one of 1,024.
+    """
     parts = -(-sum(lengths) // max_tokens)
-    # an even share, so that no small rest is left over, but room for the row that crosses it
-    share = sum(lengths) / parts if parts else 0
-    cuts, filled, total = [0], 0, 0
+    cuts = _filled(lengths, max_tokens, parts)
+    while len(cuts) > parts + 1:  # what rows leave free at the ends has added up to a rest
+        parts += 1
+        cuts = _filled(lengths, max_tokens, parts)
+    return cuts
+
+
+def _filled(lengths: list[int], max_tokens: int, parts: int) -> list[int]:
+    """Return the cuts that fill so many parts one after the other."""
+    share = -(-sum(lengths) // parts) if parts else 0
+    size = min(padded_size(share), max_tokens)
+    cuts, filled = [0], 0
     for row, length in enumerate(lengths):
-        is_share_done = total >= share * len(cuts)
-        if filled and (filled + length > max_tokens or is_share_done):
+        if filled and filled + length > size:
             cuts.append(row)
             filled = 0
         filled += length
-        total += length
     return [*cuts, len(lengths)] if lengths else [0]
 
 

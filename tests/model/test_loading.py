@@ -238,7 +238,7 @@ def test_calibration_of_a_fast_model_counts_what_each_batch_costs_beside_it():
     machine = Machine(dict.fromkeys(CPU_BUDGETS, 20_000.0))
     assert machine.calibrate().max_batch_tokens == 128
     assert machine.calibrate(handover_s=0.004).max_batch_tokens == 2048
-    slow = Machine(dict.fromkeys(CPU_BUDGETS, 1_000.0))
+    slow = Machine(dict.fromkeys(CPU_BUDGETS, 500.0))
     assert slow.calibrate(handover_s=0.004).max_batch_tokens == 128
 
 

@@ -73,7 +73,7 @@ def pack(lengths: npt.NDArray[np.integer], rows: Ints, max_tokens: int) -> list[
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     rows = rows[lengths[rows] > 0]
     rows = rows[np.argsort(lengths[rows], kind="stable")]
-    cuts = _cuts(lengths[rows].tolist(), max_tokens)
+    cuts = _cuts(lengths[rows].tolist(), int(max_tokens))
     return [_micro_batch(rows[first:last], lengths, starts) for first, last in pairwise(cuts)]
 
 

@@ -531,6 +531,7 @@ class Promises(RuleBasedStateMachine):
         else:
             ours = self.flow(asked.client, asked.is_small)
             assert asked is min(ours, key=lambda other: other.serial), "not first in first out"
+            self.follow_races()  # who was answered just now, as its time was up, waits no more
             self.charge(self.shares(asked))
             asked.turn = self.turns
             self.turns += 1
@@ -622,7 +623,10 @@ class Promises(RuleBasedStateMachine):
             lanes = [
                 held
                 for held in self.workers.values()
-                if held.has_lane and not held.express and not held.is_stuck
+                if held.has_lane
+                and not held.express
+                and not held.is_stuck
+                and not held.is_on_trial  # nothing may go there: see check_dispatch
             ]
             assert len(lanes) <= kept_for_a_suspect, "a small request waits beside an open lane"
         if suspects and not on_trial:

@@ -1,0 +1,155 @@
+"""Small requests go by express to workers that compute large ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scheduler_scene import Scene, only, sent
+
+from bert_serving.server.scheduling.events import (
+    Action,
+    Deliver,
+    Dispatch,
+    RequestsCancelled,
+    WorkerStuck,
+)
+
+
+def bulk_on(*workers: str, tokens: int = 1_000, **limits: Any) -> Scene:
+    """A scene in which each worker has two batches of large requests, and more wait."""
+    scene = Scene(**limits)
+    scene.start(*workers, tokens=tokens, takes_express=True)
+    for number in range(3 * len(workers)):
+        scene.ask(f"z{number}", rows=100, nbytes=4_000)
+    return scene
+
+
+def express(actions: list[Action]) -> list[tuple[bytes, list[str]]]:
+    return sent([action for action in only(actions, Dispatch) if action.is_express])
+
+
+def test_a_small_request_goes_by_express_to_a_worker_that_computes_large_ones() -> None:
+    scene = bulk_on("w")
+    assert express(scene.ask("a0")) == [(b"w", ["a0"])]
+    scene.sent[b"w"].reverse()
+    assert scene.answer("w") == [Deliver(b"a", 0, "answer to a0")]
+
+
+def test_a_worker_that_takes_no_express_gets_none() -> None:
+    scene = Scene()
+    scene.start("w")
+    for number in range(3):
+        scene.ask(f"z{number}", rows=100)
+    assert sent(scene.ask("a0")) == []
+
+
+def test_express_batches_go_one_at_a_time_and_are_filled_meanwhile() -> None:
+    scene = bulk_on("w")
+    assert express(scene.ask("a0")) == [(b"w", ["a0"])]
+    assert scene.ask("a1") == scene.ask("b0") == []
+    scene.sent[b"w"].reverse()
+    assert express(scene.answer("w")) == [(b"w", ["b0", "a1"])]
+
+
+def test_an_express_batch_is_a_quarter_of_the_budget_or_one_request() -> None:
+    scene = bulk_on("w", tokens=100)
+    scene.ask("a0", rows=16, nbytes=1_000)
+    for number in range(5):
+        scene.ask(f"b{number}", nbytes=40)  # 12 tokens each, by estimate
+    assert scene.sent[b"w"][-1].payloads == ["a0"]
+    scene.sent[b"w"].reverse()
+    assert express(scene.answer("w")) == [(b"w", ["b0", "b1"])]
+
+
+def test_small_requests_wait_for_the_lane_rather_than_behind_large_ones() -> None:
+    scene = bulk_on("w")
+    scene.ask("a0")
+    scene.ask("a1")
+    assert sent(scene.answer("w")) == []  # a batch has room, but it is a1's turn
+    assert [len(each.payloads) for each in scene.sent[b"w"]] == [1, 1]
+
+
+def test_an_idle_worker_is_better_than_the_lane_of_a_busy_one() -> None:
+    scene = bulk_on("v")
+    scene.play(RequestsCancelled(b"z", [2]))
+    scene.start("w", takes_express=True)
+    assert sent(scene.ask("a0")) == [(b"w", ["a0"])]
+    assert express(scene.ask("a1")) == [(b"v", ["a1"])]
+
+
+def test_batches_of_a_worker_with_a_lane_are_of_one_class() -> None:
+    scene = Scene()
+    for name, rows in (("a0", 1), ("z0", 20), ("b0", 1)):
+        scene.ask(name, rows=rows)
+    assert sent(scene.start("w", takes_express=True)) == [(b"w", ["a0"]), (b"w", ["z0"])]
+    scene = Scene()
+    for name, rows in (("a0", 1), ("z0", 20), ("b0", 1)):
+        scene.ask(name, rows=rows)
+    assert sent(scene.start("w")) == [(b"w", ["a0", "z0", "b0"])]
+
+
+def test_a_flood_by_express_leaves_large_requests_their_fifth() -> None:
+    scene = bulk_on("w", tokens=1_000)
+    for number in range(1_000):
+        scene.ask(f"a{number}", nbytes=40)
+    small = large = 0.0
+    while scene.sent[b"w"] and small < 10_000:
+        newest = max(scene.sent[b"w"], key=lambda each: each.is_express)
+        tokens = sum(12 if payload[0] == "a" else 1_000 for payload in newest.payloads)
+        if newest.is_express:
+            small += tokens
+        else:
+            large += tokens
+            scene.ask(f"z{scene.scheduler.counters.accepted}", rows=100, nbytes=4_000)
+        scene.sent[b"w"].remove(newest)
+        scene.sent[b"w"].insert(0, newest)
+        scene.answer("w")
+    assert large >= small / 4 - 2_000
+
+
+def test_a_single_row_by_express_is_charged_what_it_takes_at_least() -> None:
+    scene = bulk_on("w", tokens=1_000)
+    number = 0
+    while express(scene.ask(f"a{number}", nbytes=0)):  # 2 tokens, by estimate
+        scene.sent[b"w"].insert(0, scene.sent[b"w"].pop())
+        scene.answer("w")
+        number += 1
+    assert number == pytest.approx(1_200 * 4 / 48, abs=2 * 4)
+
+
+def test_what_a_lost_worker_had_by_express_goes_first_again() -> None:
+    scene = bulk_on("v")
+    scene.ask("a0")
+    scene.lose("v")
+    started = scene.start("w", tokens=1_000, takes_express=True)
+    assert sent(started) == [(b"w", ["z0"]), (b"w", ["z1"]), (b"w", ["a0"])]
+    assert express(started) == [(b"w", ["a0"])]
+
+
+def test_an_express_answer_gives_the_batch_that_runs_its_time_anew() -> None:
+    scene = bulk_on("w", batch_timeout_s=5.0)
+    scene.ask("a0")
+    scene.now += 4.0
+    scene.sent[b"w"].insert(0, scene.sent[b"w"].pop())
+    scene.answer("w")
+    assert scene.wait(4.9) == []
+    assert scene.wait(0.2) == [WorkerStuck(b"w")]
+
+
+def test_a_hang_in_an_express_batch_is_noticed() -> None:
+    scene = bulk_on("w", batch_timeout_s=5.0)
+    scene.ask("a0")
+    scene.answer("w")
+    scene.answer("w")
+    assert scene.wait(5.0) == [WorkerStuck(b"w")]
+
+
+def test_a_suspect_waits_for_an_express_batch_too() -> None:
+    scene = bulk_on("w")
+    scene.ask("a0")
+    for name in ("u", "v"):
+        scene.start(name)  # gets z2, which will be a suspect
+        scene.lose(name)
+    assert sent(scene.answer("w")) == sent(scene.answer("w")) == []
+    assert sent(scene.answer("w")) == [(b"w", ["z2"])]

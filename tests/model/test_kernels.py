@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bert_serving.server.model.compiled import CompiledKernels, load_compiled
+from bert_serving.server.model.compiled import (
+    LONGEST_ROW,
+    WIDEST_HEAD,
+    CompiledKernels,
+    load_compiled,
+)
 from bert_serving.server.model.kernels import attend_fused, layer_norm
-from bert_serving.server.model.kernels_cpu import LONGEST_COMPILED, CpuKernels
+from bert_serving.server.model.kernels_cpu import CpuKernels
 from bert_serving.server.model.packing import pack, padded_size
 
 HEADS, WIDTH = 4, 16
@@ -46,7 +51,7 @@ TYPES = pytest.mark.parametrize(
         list(range(1, 70)),
         [*range(1, 33), *range(1, 33), 32, 33, 130],
         np.random.default_rng(0).integers(1, 60, 150).tolist(),
-        [7, LONGEST_COMPILED, LONGEST_COMPILED + 1],
+        [7, LONGEST_ROW, LONGEST_ROW + 1],
     ],
     ids=lambda lengths: f"{len(lengths)} rows to {max(lengths)}",
 )
@@ -68,11 +73,15 @@ def test_attention_keeps_to_float_where_scores_are_far_apart(kernels):
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_heads_of_any_width_are_attended(kernels):
-    (batch,) = pack(np.array([3, 5]), np.arange(2), 8)
-    qkv = torch.randn(8, 3 * 2 * 20)
+@pytest.mark.parametrize("width", [20, WIDEST_HEAD, WIDEST_HEAD + 16, 2048])
+def test_heads_of_any_width_are_attended(kernels, width):
+    lengths = np.array([3, LONGEST_ROW])
+    (batch,) = pack(lengths, np.arange(2), int(lengths.sum()))
+    qkv = torch.randn(int(lengths.sum()), 3 * 2 * width)
+    qkv[:, : 2 * width] *= width**-0.5
     expected = attend_fused(qkv, batch.groups, 2)
-    torch.testing.assert_close(kernels.attention(batch.groups, 2)(qkv), expected)
+    mixed = kernels.attention(batch.groups, 2)(qkv)
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [16, 20, 384, 768])
@@ -95,6 +104,9 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     qkv, mixed = torch.zeros(4, 96), torch.zeros(4, 32)
     with pytest.raises(AssertionError):  # a row beyond the tokens
         compiled.attend(qkv, mixed, np.array([0]), np.array([5]), 2)
+    with pytest.raises(AssertionError):  # heads that a thread's stack has no room for
+        wide = torch.zeros(4, 1024)
+        compiled.attend(torch.zeros(4, 3 * 1024), wide, np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # columns of something larger
         compiled.attend(qkv, torch.zeros(4, 64)[:, :32], np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # two types

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,8 +22,11 @@ import torch
 LANES = 16
 """Numbers of a vector: widths of heads and hidden sizes have to be multiples."""
 
-# torch's name for what the processor can, and the libraries for it
-_LEVELS = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "neon"}
+LONGEST_ROW, WIDEST_HEAD = 512, 256
+"""The most that a thread's stack has to have room for: about 1 MB of keys and values."""
+
+# torch's name for what an x86 processor can, and the libraries for it
+_LEVELS = {"AVX512": "avx512", "AVX2": "avx2"}
 
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -53,12 +57,13 @@ class CompiledKernels:
             qkv: `[tokens, 3 * hidden]`, as `Attention` takes it.
             mixed: where the result goes, `[tokens, hidden]`; tokens of no row stay as they are.
             starts: the number of each row's first token, `[rows]`.
-            lengths: tokens of each row, `[rows]`.
-            num_heads: heads, each of a multiple of `LANES` numbers.
+            lengths: tokens of each row, at most `LONGEST_ROW`, `[rows]`.
+            num_heads: heads, each of a width that `knows_heads` agrees to.
 
         """
         hidden = mixed.shape[1]
-        assert qkv.shape == (len(mixed), 3 * hidden) and hidden % (num_heads * LANES) == 0
+        assert qkv.shape == (len(mixed), 3 * hidden) and knows_heads(hidden, num_heads)
+        assert int(lengths.max()) <= LONGEST_ROW
         assert starts.shape == lengths.shape and int((starts + lengths).max()) <= len(mixed)
         self._attend[qkv.dtype](
             *(_address(qkv), _address(mixed), starts.ctypes.data, lengths.ctypes.data),
@@ -83,10 +88,18 @@ class CompiledKernels:
         return x
 
 
+def knows_heads(hidden: int, num_heads: int) -> bool:
+    """Return whether so many heads of a hidden state have a width that can be attended."""
+    return hidden % (num_heads * LANES) == 0 and hidden // num_heads <= WIDEST_HEAD
+
+
 @cache
 def load_compiled() -> CompiledKernels | None:
     """Return the kernels for this machine; None where there are none, which is logged."""
-    level = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), "")
+    if platform.machine() == "aarch64":  # as every one of them has it; not run on one yet
+        level: str | None = "neon"
+    else:
+        level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
     path = Path(__file__).with_name(f"kernels_cpu.{level}.so")
     if not path.exists():
         log.info("no compiled kernels for this machine: torch's own take their place, slower")

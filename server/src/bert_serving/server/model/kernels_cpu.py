@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from .compiled import LANES, CompiledKernels
+from .compiled import LANES, LONGEST_ROW, CompiledKernels, knows_heads
 from .kernels import (
     AddNorm,
     Attention,
@@ -96,24 +96,22 @@ class CpuKernels:
         compiled = CompiledAttention(self._compiled, groups, num_heads)
 
         def attend(qkv: torch.Tensor) -> torch.Tensor:
-            has_known_heads = qkv.shape[1] % (3 * num_heads * LANES) == 0
-            return compiled(qkv) if has_known_heads else by_torch(qkv)
+            return (compiled if knows_heads(qkv.shape[1] // 3, num_heads) else by_torch)(qkv)
 
         return attend
 
 
-LONGEST_COMPILED = 512
-"""Rows of more tokens are attended by torch, which is good at large products."""
-
-
 class CompiledAttention:
-    """Attention with all rows but the longest in one call; see `Attention`."""
+    """Attention with all rows but the longest in one call; see `Attention`.
+
+    Rows of more than `LONGEST_ROW` tokens are torch's, which is good at large products.
+    """
 
     def __init__(self, compiled: CompiledKernels, groups: Sequence[Group], num_heads: int) -> None:
         self._compiled = compiled
         self._groups = groups
         self._num_heads = num_heads
-        short = [group for group in groups if group.length <= LONGEST_COMPILED]
+        short = [group for group in groups if group.length <= LONGEST_ROW]
         rows = np.array([group.rows for group in short], np.int64)
         lengths = np.array([group.length for group in short], np.int64)
         self._lengths = np.repeat(lengths, rows)

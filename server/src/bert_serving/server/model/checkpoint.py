@@ -92,7 +92,7 @@ class Checkpoint:
         return weights
 
     def forget_pages(self) -> None:
-        """Free the memory of what was read, and has been copied; the weights stay readable."""
+        """Free the memory of weights that were read; for when all of them have been copied."""
         forget_pages(self._weight_files())
 
     def _weight_files(self) -> list[Path]:

@@ -114,15 +114,23 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     )
     with compiler_needed() if config.compile else nullcontext():
         if config.max_batch_tokens is None:
-            _calibrate(replica, plan, calibration_path(settings, dtype, device))
+            _calibrate(replica, plan, dtype, device, calibration_path(settings, dtype, device))
         else:
             replica.max_batch_tokens = config.max_batch_tokens
             replica.warm_up()
-    checkpoint.forget_pages()
+    if isinstance(plan, BertConfig):  # its layers are packed by now, others' may be the files
+        checkpoint.forget_pages()
     return replica
 
 
-def _calibrate(replica: EncoderReplica, plan: BertConfig | TransformersPlan, kept: Path) -> None:
+def _calibrate(
+    replica: EncoderReplica,
+    plan: BertConfig | TransformersPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: Path,
+) -> None:
+    """Have a replica compute as many tokens at a time as is best: as is kept, or as it measures."""
     calibration = read_calibration(kept)
     if calibration is not None:
         replica.max_batch_tokens = calibration.max_batch_tokens
@@ -131,9 +139,7 @@ def _calibrate(replica: EncoderReplica, plan: BertConfig | TransformersPlan, kep
         return
     calibration = replica.calibrate()
     if isinstance(plan, BertConfig):
-        best = matrix_gflops(
-            getattr(torch, replica.info.dtype), torch.device(replica.info.device), _LIMIT_LOOK_S
-        )
+        best = matrix_gflops(dtype, device, _LIMIT_LOOK_S)
         tokens_per_s = calibration.tokens_per_s[calibration.max_batch_tokens]
         layers = max(plan.num_layers - 1, 1)  # as the default view has it
         share = plan.gflop(1, layers) * tokens_per_s / best

@@ -13,9 +13,7 @@ import json
 import multiprocessing
 import platform
 import resource
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bert_serving.client import BertClient
 from bert_serving.client.view import DEFAULT_VIEW
+from bert_serving.server.benchmark.server_process import ServerProcess
 from bert_serving.server.model.device import choose_device
 from bert_serving.server.model.encoder_replica import EncoderReplica
 from bert_serving.server.model.loading import ReplicaConfig, load_replica
@@ -199,15 +198,23 @@ class ModelRun:
 
     def end_to_end(self, workers: int) -> list[dict[str, Any]]:
         """Measure clients of a server with so many workers on this one device."""
-        options = ["-model_dir", self.folder, "-dtype", self.args.dtype, "-num_worker", workers]
-        options += ["-cpu"] if self.device.type == "cpu" else ["-device_map", self.device.index]
+        options: dict[str, Any] = {
+            "model_dir": self.folder,
+            "dtype": self.args.dtype,
+            "num_worker": workers,
+            "port": 0,
+        }
+        if self.device.type == "cpu":
+            options["cpu"] = True
+        else:
+            options["device_map"] = [self.device.index]
         if self.args.max_batch_tokens is not None:
-            options += ["-max_batch_tokens", self.args.max_batch_tokens]
+            options["max_batch_tokens"] = self.args.max_batch_tokens
         if self.args.compile:
-            options.append("-compile")
+            options["compile"] = True
         words = (self.folder / "vocab.txt").read_text().split("\n")[FIRST_WORD:]
         words = [word for word in words if word.isascii() and word.isalpha()]
-        with server(*map(str, options)) as port:
+        with server(options) as port:
             return [
                 {
                     "workers": workers,
@@ -222,22 +229,16 @@ class ModelRun:
 
 
 @contextmanager
-def server(*options: str) -> Iterator[int]:
+def server(options: dict[str, Any]) -> Iterator[int]:
     """Run a server for the time of the block; gives its port."""
     with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "ready.json"
-        start = Path(sys.executable).with_name("bert-serving-start")
-        process = subprocess.Popen([start, "-port", "0", "--ready-file", ready, *options])
+        log = Path(folder) / "server.log"
+        process = ServerProcess(options, log, wait_s=START_S, check=lambda: None)
         try:
-            deadline = time.monotonic() + START_S
-            while not ready.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("the server did not start")
-                time.sleep(0.05)
-            yield int(json.loads(ready.read_text())["native"].rpartition(":")[2])
+            process.start()
+            yield process.port
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(START_S)
+            process.stop(at_once=False)
 
 
 def client_rates(port: int, words: list[str], length: int, args: argparse.Namespace) -> list[float]:

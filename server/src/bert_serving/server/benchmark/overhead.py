@@ -40,7 +40,7 @@ class BareModel:
     """The model of a server in a process of its own.
 
     Args:
-        status: of the server.
+        process: of `bare`.
         check: called often; what it raises ends whatever is waited for.
 
     """

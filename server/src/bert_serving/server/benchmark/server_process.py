@@ -107,14 +107,7 @@ class ServerProcess:
         process.send_signal(signal.SIGTERM)
         if at_once:  # the second signal says so; another one, as two of a kind may become one
             process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        end_session(process, STOP_TIMEOUT_S)
 
     def _start(self, ready_file: Path) -> None:
         options = {**self.options, "ready_file": ready_file}
@@ -146,6 +139,18 @@ class ServerProcess:
             log.seek(self._log_start)
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
         return _LOG_LINE.sub("", lines[-1]) if lines else ""
+
+
+def end_session(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Wait for the leader of a session that was asked to end, then kill what is left of it."""
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _cpu_s(stat: Path, session: int) -> float:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_serving.server import exit_codes
+from bert_serving.server.benchmark.server_process import end_session
 
 from .catalogue import PeerChoice
 from .programs.lines import Options
@@ -116,13 +116,8 @@ class PeerProcess:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            pass
+            end_session(process, END_S)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             process.stdout.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

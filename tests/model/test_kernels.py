@@ -104,9 +104,9 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     qkv, mixed = torch.zeros(4, 96), torch.zeros(4, 32)
     with pytest.raises(AssertionError):  # a row beyond the tokens
         compiled.attend(qkv, mixed, np.array([0]), np.array([5]), 2)
+    wide = torch.zeros(4, 3 * 1024), torch.zeros(4, 1024)
     with pytest.raises(AssertionError):  # heads that a thread's stack has no room for
-        wide = torch.zeros(4, 1024)
-        compiled.attend(torch.zeros(4, 3 * 1024), wide, np.array([0]), np.array([4]), 2)
+        compiled.attend(*wide, np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # columns of something larger
         compiled.attend(qkv, torch.zeros(4, 64)[:, :32], np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # two types

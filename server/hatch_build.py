@@ -13,16 +13,18 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/bert_serving/server/model/kernels_cpu.c")
+SOURCES = Path("src/bert_serving/server/model/native")
 
 # the levels that are told apart when it is loaded, and how a compiler is told them
 LEVELS = {
     "x86_64": {
+        "avx512_bf16": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16"],
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
         "avx2": ["-march=x86-64-v3"],
     },
@@ -47,27 +49,31 @@ class KernelsBuildHook(BuildHookInterface[Any]):
             return
         root = Path(self.root)
         for level, flags in LEVELS.get(platform.machine(), {}).items():
-            library = root / SOURCE.with_suffix(f".{level}.so")
-            if self._compile(compiler, flags, root / SOURCE, library):
+            library = root / SOURCES / f"kernels.{level}.so"
+            if self._compile(compiler, flags, library):
                 build_data["artifacts"].append(str(library.relative_to(root)))
         if build_data["artifacts"]:
             build_data["pure_python"] = False
             tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["tag"] = f"py3-none-{tag}"
 
-    def _compile(self, compiler: str, flags: list[str], source: Path, library: Path) -> bool:
+    def _compile(self, compiler: str, flags: list[str], library: Path) -> bool:
         """Compile the kernels; the OpenMP they call is torch's, so none is linked."""
-        partial = library.with_suffix(".partial")
-        unlinked = partial.with_suffix(".o")
-        compiling = [*FLAGS, *flags, "-fopenmp", "-c", str(source), "-o", str(unlinked)]
-        linking = ["-shared", str(unlinked), "-o", str(partial)]
-        for arguments in (compiling, linking):
-            done = subprocess.run(  # noqa: S603  # the compiler that the user has
-                [compiler, *arguments], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                self.app.display_warning(f"no kernels for {library.name}: {done.stderr[:500]}")
-                return False
-        unlinked.unlink()
-        partial.replace(library)
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = Path(folder, library.name)
+            objects = []
+            commands = []
+            for source in sorted(library.parent.glob("*.c")):
+                objects.append(str(Path(folder, source.stem + ".o")))
+                commands.append([*FLAGS, *flags, "-fopenmp", "-c", str(source), "-o", objects[-1]])
+            for arguments in (*commands, ["-shared", *objects, "-o", str(compiled)]):
+                done = subprocess.run(  # noqa: S603  # the compiler that the user has
+                    [compiler, *arguments], capture_output=True, text=True, check=False
+                )
+                if done.returncode:
+                    self.app.display_warning(f"no {library.name}: {done.stderr[:500]}")
+                    return False
+            partial = library.with_suffix(".partial")
+            shutil.copyfile(compiled, partial)
+            partial.replace(library)
         return True

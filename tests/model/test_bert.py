@@ -49,6 +49,24 @@ def test_bfloat16_is_close_in_direction(load, states):
         assert layer == 0 or np.abs(answer.values - means).max() > 1e-5  # bfloat16 indeed
 
 
+def test_int8_is_close_in_direction(load, states):
+    replica = load(dtype="int8")
+    assert replica.info.dtype == "int8"
+    for layer in (1, -2, -1):
+        _, answer = encode(replica, TEXTS, view(layers=layer))
+        means = [state[layer].mean(0) for state in states]
+        cosine = smallest_cosine(answer.values, means)
+        assert 0.99 <= cosine < 0.99999, "8 bits indeed"
+
+
+def test_in_int8_a_row_does_not_depend_on_others(load):
+    replica = load(dtype="int8")
+    loud = ["! " * 200, *TEXTS]  # a scale for all would be another one beside these
+    _, alone = encode(replica, TEXTS[3:4])
+    _, among = encode(replica, [*loud, TEXTS[3], *loud])
+    close(among.values[len(loud) : len(loud) + 1], alone.values, tolerance=1e-6)
+
+
 def test_a_row_is_the_same_alone_and_among_others(replica):
     rng = np.random.default_rng(0)
     others = [" ".join(["some words"] * int(n)) for n in rng.integers(0, 12, 500)]

@@ -113,6 +113,12 @@ def test_every_length_up_to_the_limit_is_right(load, made):
     check_lengths(load(made[0], no_special_token=True), made[1])
 
 
+def test_int8_is_refused(made):
+    refused(
+        "dtype='int8': this model is computed by transformers", model_dir=str(made[0]), dtype="int8"
+    )
+
+
 def test_bfloat16_is_close_in_direction(load, name, made):
     directory, reference = made
     if name == "fnet":

@@ -98,13 +98,14 @@ def test_every_length_up_to_the_limit_is_right(load, made):
     check_lengths(replica, made[1])
 
 
-def test_bfloat16_is_close_in_direction(load, made):
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("int8", 0.99)])
+def test_fewer_bits_are_close_in_direction(load, made, dtype, least):
     directory, reference = made
-    replica = load(directory, dtype="bfloat16", max_seq_len=LIMIT)
+    replica = load(directory, dtype=dtype, max_seq_len=LIMIT)
     expected = reference.hidden_states(ROWS)
     for layer in range(replica.info.num_layers + 1):
         _, answer = encode(replica, ROWS, view(layers=layer))
-        assert smallest_cosine(answer.values, [state[layer].mean(0) for state in expected]) >= 0.999
+        assert smallest_cosine(answer.values, [state[layer].mean(0) for state in expected]) >= least
 
 
 def test_padding_in_a_text_is_counted_as_transformers_does(load, made, packed):

@@ -9,32 +9,52 @@ import torch
 from bert_serving.server.model.compiled import (
     LONGEST_ROW,
     WIDEST_HEAD,
+    Codes,
     CompiledKernels,
+    levels_here,
     load_compiled,
+    load_level,
 )
 from bert_serving.server.model.kernels import attend_fused, layer_norm
-from bert_serving.server.model.kernels_cpu import CpuKernels
+from bert_serving.server.model.kernels_cpu import CpuKernels, PackedLinear
+from bert_serving.server.model.kernels_int8 import (
+    Int8Kernels,
+    Int8Product,
+    QuantizedLinear,
+    finish,
+    quantize,
+)
 from bert_serving.server.model.packing import pack, padded_size
 
-HEADS, WIDTH = 4, 16
+HEADS = 4
 
 
-def random_batch(lengths):
+def random_batch(lengths, width=16):
     """Return a micro-batch's groups, and a query, key and value for each of its tokens."""
     (batch,) = pack(np.array(lengths), np.arange(len(lengths)), sum(lengths))
     torch.manual_seed(0)
-    qkv = torch.randn(padded_size(sum(lengths)), 3 * HEADS * WIDTH)
-    qkv[:, : HEADS * WIDTH] *= WIDTH**-0.5
+    qkv = torch.randn(padded_size(sum(lengths)), 3 * HEADS * width)
+    qkv[:, : HEADS * width] *= width**-0.5
     return batch.groups, qkv
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def kernels(request):
-    """The kernels of a CPU, with and without what is compiled."""
-    compiled = load_compiled() if request.param == "compiled" else None
-    if request.param == "compiled" and compiled is None:
+def compiled_for(level):
+    """Return what was compiled for a level of instructions; None for torch's own."""
+    if level == "torch":
+        return None
+    try:
+        return load_level(level)
+    except OSError:
         pytest.skip("no kernels were compiled for this machine")
-    return CpuKernels(compiled)
+
+
+LEVELS = [*levels_here(), "torch"]
+
+
+@pytest.fixture(params=LEVELS)
+def kernels(request):
+    """The kernels of a CPU, with all that is compiled for it in turn, and without."""
+    return CpuKernels(compiled_for(request.param))
 
 
 TYPES = pytest.mark.parametrize(
@@ -55,9 +75,10 @@ TYPES = pytest.mark.parametrize(
     ],
     ids=lambda lengths: f"{len(lengths)} rows to {max(lengths)}",
 )
+@pytest.mark.parametrize("width", [16, 32, 48, 64])
 @TYPES
-def test_attention_is_that_of_torch(kernels, lengths, dtype, tolerance):
-    groups, qkv = random_batch(lengths)
+def test_attention_is_that_of_torch(kernels, lengths, width, dtype, tolerance):
+    groups, qkv = random_batch(lengths, width)
     expected = attend_fused(qkv, groups, HEADS)
     mixed = kernels.attention(groups, HEADS)(qkv.to(dtype))
     assert mixed.dtype == dtype
@@ -67,21 +88,22 @@ def test_attention_is_that_of_torch(kernels, lengths, dtype, tolerance):
 
 def test_attention_keeps_to_float_where_scores_are_far_apart(kernels):
     groups, qkv = random_batch([1, 4, 17, 40])
-    qkv[:, : HEADS * WIDTH] *= 300  # weights of nearly one and nearly zero
+    qkv[:, : HEADS * 16] *= 300  # weights of nearly one and nearly zero
     expected = attend_fused(qkv, groups, HEADS)
     mixed = kernels.attention(groups, HEADS)(qkv)
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [20, WIDEST_HEAD, WIDEST_HEAD + 16, 2048])
-def test_heads_of_any_width_are_attended(kernels, width):
+@TYPES
+def test_heads_of_any_width_are_attended(kernels, width, dtype, tolerance):
     lengths = np.array([3, LONGEST_ROW])
     (batch,) = pack(lengths, np.arange(2), int(lengths.sum()))
     qkv = torch.randn(int(lengths.sum()), 3 * 2 * width)
     qkv[:, : 2 * width] *= width**-0.5
     expected = attend_fused(qkv, batch.groups, 2)
-    mixed = kernels.attention(batch.groups, 2)(qkv)
-    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+    mixed = kernels.attention(batch.groups, 2)(qkv.to(dtype)).float()
+    torch.testing.assert_close(mixed, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("hidden", [16, 20, 384, 768])
@@ -95,6 +117,92 @@ def test_the_sum_and_its_norm_are_those_of_torch(kernels, hidden, dtype, toleran
     normed = kernels.add_norm(weight, bias, 1e-12)(x, residual)
     assert normed.dtype == dtype
     torch.testing.assert_close(normed.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(params=[level for level in LEVELS if level != "torch"])
+def compiled(request):
+    """What is compiled for this machine, a level of instructions at a time."""
+    return compiled_for(request.param)
+
+
+def test_codes_are_those_of_torch(compiled):
+    torch.manual_seed(0)
+    x = torch.randn(9, 48) * torch.logspace(-20, 20, 9)[:, None]
+    x[3], x[4], x[5] = 0, x[4].abs(), x[5] - 10
+    x = x.bfloat16()
+    codes, scales, totals = compiled.quantize(x)
+    expected = quantize(x)
+    torch.testing.assert_close(scales, expected.scales)
+    torch.testing.assert_close(totals, expected.totals)
+    # halves may be rounded either way
+    assert (codes.int() - expected.codes.int()).abs().max() <= 1
+    assert not codes[3].any() and not scales[3]
+    assert (codes.amin(1) == 0).all() and (codes.amax(1)[scales > 0] == 255).all()
+    error = codes * scales[:, None] + x.float().amin(1, keepdim=True) - x.float()
+    assert (error.abs() <= scales[:, None] * 0.51).all()
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_products_become_numbers_as_with_torch(compiled, activation):
+    torch.manual_seed(0)
+    product = torch.linspace(-40, 40, 9 * 48).view(9, 48).bfloat16()
+    codes = Codes(torch.empty(9, 0), torch.rand(9), torch.randn(9))
+    means, bias = torch.randn(2, 48)
+    expected = finish(product, codes, means, bias, activation)
+    is_gelu = activation == "gelu"
+    finished = compiled.finish(product.clone(), codes, means, bias, has_gelu=is_gelu)
+    torch.testing.assert_close(finished, expected, rtol=0.01, atol=5e-4)
+
+
+def test_an_offset_of_all_codes_falls_out_of_the_product():
+    torch.manual_seed(0)
+    weight = torch.randn(64, 384) + torch.randn(64, 1)
+    product = Int8Product(weight)
+    torch.testing.assert_close(product.means, weight.mean(1))
+    codes = torch.randint(200, (5, 384), dtype=torch.uint8)
+    assert torch.equal(product(codes), product(codes + 55))
+    assert not product(torch.full((1, 384), 255, dtype=torch.uint8)).any()
+    expected = codes.float() @ (weight - weight.mean(1, keepdim=True)).T
+    cosine = torch.nn.functional.cosine_similarity(product(codes).float(), expected)
+    assert cosine.min() > 0.9999
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
+def test_a_linear_of_8_bits_is_nearly_that_of_float(level, activation):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(33, 64)
+    linear = Int8Kernels(compiled_for(level)).linear(weight, bias, activation)
+    assert isinstance(linear, QuantizedLinear)
+    expected = PackedLinear(weight, bias, activation)(x)
+    y = linear(x.bfloat16()).float()
+    assert torch.nn.functional.cosine_similarity(y, expected).min() > 0.999
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.4)
+    # a token is computed alone as it is beside others
+    assert torch.equal(linear(x[7:8].bfloat16()).float(), y[7:8])
+
+
+def test_sizes_that_fill_no_vectors_are_not_quantized():
+    linear = Int8Kernels(None).linear(torch.ones(20, 64).bfloat16(), torch.ones(20).bfloat16())
+    assert not isinstance(linear, QuantizedLinear)
+    assert (linear(torch.ones(2, 64).bfloat16()) == 65).all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tokens_of_one_number_are_exact(level):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(32, 64), torch.randn(32)
+    linear = Int8Kernels(compiled_for(level)).linear(weight, bias)
+    x = torch.tensor([0.0, 3.0, -1e4])[:, None].expand(3, 64).contiguous()
+    torch.testing.assert_close(
+        linear(x.bfloat16()).float(), x @ weight.T + bias, rtol=0.01, atol=0.01
+    )
+
+
+def test_a_weight_of_zeros_gives_the_bias():
+    bias = torch.arange(32.0)
+    linear = Int8Kernels(load_compiled()).linear(torch.zeros(32, 16), bias)
+    assert torch.equal(linear(torch.randn(3, 16).bfloat16()).float(), bias.expand(3, 32))
 
 
 def test_compiled_kernels_refuse_what_they_would_misread():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bert_serving.server.model import checkpoint
 from bert_serving.server.model.calibration import CPU_BUDGETS, calibrate, typical_lengths
+from bert_serving.server.model.device import choose_dtype
 from bert_serving.server.model.loading import ReplicaConfig, load_replica
 from bert_serving.server.model.replica import ModelLoadError
 
@@ -92,7 +93,15 @@ def test_settings_that_the_machine_cannot_honour_are_refused():
     refused("device='gpu7': expected cpu, cuda", device="gpu7")
     refused("device='mps': expected cpu, cuda", device="mps")
     refused("dtype='float16' on a CPU", dtype="float16")
+    refused("dtype='int4': expected one of auto, float32, .*, int8", dtype="int4")
     refused("max_seq_len=513: the model takes at most 512", max_seq_len=513)
+
+
+def test_int8_is_refused_where_it_would_overflow_or_be_slow(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    refused("dtype='int8' on cpu: it needs AVX-512 VNNI, .*: expected float32", dtype="int8")
+    with pytest.raises(ModelLoadError, match="dtype='int8' on cuda:0: it is for CPUs: expected"):
+        choose_dtype("int8", torch.device("cuda:0"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -11,8 +11,9 @@ def go_on() -> None:
     """Have nothing against going on."""
 
 
-def test_a_matrix_product_is_measured_in_a_process_of_its_own() -> None:
-    product = best_matrix_product("float32", "cpu", 1, go_on)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_matrix_product_is_measured_in_a_process_of_its_own(dtype: str) -> None:
+    product = best_matrix_product(dtype, "cpu", 1, go_on)
     assert product.reason == ""
     assert product.gflops is not None and product.gflops > 0.1
     assert "GFLOP/s" in str(product)

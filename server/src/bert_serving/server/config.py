@@ -19,7 +19,7 @@ _ACCEPTED = "accepted for bert-as-service's sake, without effect"
 _NO_HTTP = "this version does not speak HTTP yet"
 _VIEW = "default view (a request may ask for another)"
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 def option(
@@ -122,9 +122,11 @@ class ServerConfig:
         metavar="N",
     )
     dtype: str = option(
-        "auto", "model", "what to compute in (auto: float32 on a CPU, 16 bit on a GPU)",
+        "auto",
+        "model",
+        "what to compute in (auto: float32 on a CPU, 16 bit on a GPU; int8: CPU only, the fastest)",
         choices=DTYPES,
-    )  # fmt: skip
+    )
     fp16: bool = option(False, "model", "the same as -dtype float16")
     compile: bool = option(
         False,

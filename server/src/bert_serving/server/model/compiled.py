@@ -1,4 +1,4 @@
-"""The compiled kernels of `kernels_cpu.c`: found beside it, loaded, called on tensors.
+"""The compiled kernels of `native/`: found beside their sources, loaded, called on tensors.
 
 They were compiled when the package was built (`hatch_build.py`), for a few levels of the
 processor's instructions. Where there is no library for this machine, there is nothing to load,
@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +25,32 @@ LANES = 16
 LONGEST_ROW, WIDEST_HEAD = 512, 256
 """The most that a thread's stack has to have room for: about 1 MB of keys and values."""
 
-# torch's name for what an x86 processor can, and the libraries for it
-_LEVELS = {"AVX512": "avx512", "AVX2": "avx2"}
 
+_FOLDER = Path(__file__).with_name("native")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
+_QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
+_FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
 
 log = logging.getLogger(__name__)
+
+
+class Codes(NamedTuple):
+    """Numbers as integers of 8 bits, a scale and an offset for each token.
+
+    Attributes:
+        codes: uint8 `[tokens, width]`; a number is its code times its token's scale, plus an
+            offset that is the same for all of a token's.
+        scales: float32 `[tokens]`.
+        totals: what a token's numbers add up to, float32 `[tokens]`.
+
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    totals: torch.Tensor
 
 
 class CompiledKernels:
@@ -42,6 +59,8 @@ class CompiledKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._attend = _functions(library, "attend", _ATTEND)
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
+        self._quantize = _function(library, "quantize", _QUANTIZE)
+        self._finish = _function(library, "finish", _FINISH)
 
     def attend(
         self,
@@ -87,26 +106,68 @@ class CompiledKernels:
         self._add_norm[x.dtype](*addresses, eps, tokens, hidden)
         return x
 
+    def quantize(self, x: torch.Tensor) -> Codes:
+        """Return the codes of bfloat16 numbers; see `kernels_int8.quantize`."""
+        tokens, width = x.shape
+        assert x.dtype == torch.bfloat16 and width % LANES == 0
+        codes = Codes(
+            torch.empty(x.shape, dtype=torch.uint8), torch.empty(tokens), torch.empty(tokens)
+        )
+        self._quantize(_address(x), *map(_address, codes), tokens, width)
+        return codes
+
+    def finish(
+        self,
+        product: torch.Tensor,
+        codes: Codes,
+        means: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        has_gelu: bool,
+    ) -> torch.Tensor:
+        """Return numbers, or their GELU, in place of a product; see `kernels_int8.finish`."""
+        tokens, width = product.shape
+        assert product.dtype == torch.bfloat16 and width % LANES == 0
+        of_tokens, of_outputs = (codes.scales, codes.totals), (means, bias)
+        assert all(of.shape == (tokens,) and of.dtype == torch.float32 for of in of_tokens)
+        assert all(of.shape == (width,) and of.dtype == torch.float32 for of in of_outputs)
+        addresses = map(_address, (product, *of_tokens, *of_outputs))
+        self._finish(*addresses, tokens, width, has_gelu)
+        return product
+
 
 def knows_heads(hidden: int, num_heads: int) -> bool:
     """Return whether so many heads of a hidden state have a width that can be attended."""
     return hidden % (num_heads * LANES) == 0 and hidden // num_heads <= WIDEST_HEAD
 
 
+def levels_here() -> list[str]:
+    """Return the levels of instructions that this machine has kernels for, the best first."""
+    if platform.machine() == "aarch64":  # as every one of them has it; not run on one yet
+        return ["neon"]
+    levels = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(
+        torch.backends.cpu.get_cpu_capability(), []
+    )
+    if "avx512" in levels and torch.cpu.get_capabilities().get("avx512_bf16"):
+        return ["avx512_bf16", *levels]
+    return levels
+
+
+def load_level(level: str) -> CompiledKernels:
+    """Return the kernels for a level of instructions; OSError if they were not compiled."""
+    # what it needs of OpenMP is found in torch's, which is loaded for all to see
+    return CompiledKernels(ctypes.CDLL(str(_FOLDER / f"kernels.{level}.so")))
+
+
 @cache
 def load_compiled() -> CompiledKernels | None:
     """Return the kernels for this machine; None where there are none, which is logged."""
-    if platform.machine() == "aarch64":  # as every one of them has it; not run on one yet
-        level: str | None = "neon"
-    else:
-        level = _LEVELS.get(torch.backends.cpu.get_cpu_capability())
-    path = Path(__file__).with_name(f"kernels_cpu.{level}.so")
-    if not path.exists():
+    levels = levels_here()
+    if not levels or not (_FOLDER / f"kernels.{levels[0]}.so").exists():
         log.info("no compiled kernels for this machine: torch's own take their place, slower")
         return None
     try:
-        # what it needs of OpenMP is found in torch's, which is loaded for all to see
-        return CompiledKernels(ctypes.CDLL(str(path)))
+        return load_level(levels[0])
     except OSError as error:
         log.warning("the compiled kernels cannot be loaded, torch's own are slower: %s", error)
         return None
@@ -115,12 +176,16 @@ def load_compiled() -> CompiledKernels | None:
 def _functions(
     library: ctypes.CDLL, name: str, arguments: tuple[Any, ...]
 ) -> dict[torch.dtype, Callable[..., None]]:
-    functions = {}
-    for dtype, suffix in _SUFFIXES.items():
-        function = getattr(library, f"{name}_{suffix}")
-        function.argtypes, function.restype = arguments, None
-        functions[dtype] = function
-    return functions
+    return {
+        dtype: _function(library, f"{name}_{suffix}", arguments)
+        for dtype, suffix in _SUFFIXES.items()
+    }
+
+
+def _function(library: ctypes.CDLL, name: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(library, name)
+    function.argtypes, function.restype = arguments, None  # type: ignore[attr-defined]
+    return function
 
 
 def _address(tensor: torch.Tensor) -> int:

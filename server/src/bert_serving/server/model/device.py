@@ -37,16 +37,36 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the type to compute in; ModelLoadError for one that the device is no good at."""
+    """Return the type to multiply in; ModelLoadError for one that the device is no good at."""
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if name == "float16" and device.type == "cpu":
         raise ModelLoadError("dtype='float16' on a CPU: expected float32, bfloat16, or auto")
+    if name == "int8" and not (device.type == "cpu" and _has_int8_products()):
+        lack = (
+            "it needs AVX-512 VNNI, AVX-VNNI or AMX" if device.type == "cpu" else "it is for CPUs"
+        )
+        raise ModelLoadError(
+            f"dtype='int8' on {device}: {lack}: expected float32, bfloat16, or auto"
+        )
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of the hidden states where it is `dtype` that is multiplied."""
+    return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def _has_int8_products() -> bool:
+    """Return whether this CPU multiplies 8-bit integers fast, and torch can have it do so."""
+    features = torch.cpu.get_capabilities()
+    # without these oneDNN adds up in 16 bits, which overflow
+    is_able = any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return is_able and hasattr(torch.ops.onednn, "qlinear_prepack")
 
 
 @contextmanager

@@ -24,14 +24,17 @@ from .device import (
     compiler_needed,
     limit_memory,
     make_current,
+    state_dtype,
 )
 from .encoder import Encoder
 from .encoder_replica import EncoderReplica
 from .families import FAMILIES, find_family
 from .heads import check_num_labels, find_heads, label_activation
 from .kept_calibration import calibration_path, keep_calibration, read_calibration
+from .kernels import Kernels
 from .kernels_cpu import CpuKernels
 from .kernels_cuda import CudaKernels, find_varlen_attend
+from .kernels_int8 import Int8Kernels
 from .machine import matrix_gflops
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
@@ -160,16 +163,19 @@ def _packed_encoder(
         logger.info(
             "compile changes nothing here: on a CPU this model's operations are hand-picked"
         )
+    kernels: Kernels
     head_size = plan.hidden_size // plan.num_heads
     varlen = find_varlen_attend(device, dtype, head_size) if device.type == "cuda" else None
+    if device.type == "cuda":
+        kernels = CudaKernels(device, varlen)
+    else:
+        kernels = (Int8Kernels if dtype == torch.int8 else CpuKernels)(load_compiled())
     encoder = BertEncoder(
         plan,
         weights,
         device=device,
-        dtype=dtype,
-        kernels=CpuKernels(load_compiled())
-        if device.type == "cpu"
-        else CudaKernels(device, varlen),
+        dtype=state_dtype(dtype),
+        kernels=kernels,
         heads=find_heads(weights, settings, plan.hidden_size, device),
         has_positions=not config.no_position_embeddings,
         compile=config.compile and device.type != "cpu",
@@ -201,6 +207,11 @@ def _transformers_encoder(
 ) -> TransformersEncoder:
     from .transformers_encoder import TransformersEncoder
 
+    if dtype == torch.int8:
+        raise ModelLoadError(
+            "dtype='int8': this model is computed by transformers: expected float32, bfloat16, or "
+            f"a model of {', '.join(FAMILIES)}"
+        )
     if config.no_position_embeddings:
         raise ModelLoadError(
             "no_position_embeddings: this model is computed by transformers, which adds what the "

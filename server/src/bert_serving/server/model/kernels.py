@@ -64,6 +64,11 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def activate(x: torch.Tensor, activation: str | None) -> torch.Tensor:
+    """Return the activation of that name, of x; x itself for None."""
+    return _ACTIVATIONS[activation](x) if activation else x
+
+
 class PlainLinear:
     """A linear with torch's own product."""
 
@@ -72,12 +77,11 @@ class PlainLinear:
     ) -> None:
         self._weight = weight
         self._bias = bias
-        self._activation = _ACTIVATIONS[activation] if activation else None
+        self._activation = activation
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return `activation(x @ weight.T + bias)`."""
-        y = F.linear(x, self._weight, self._bias)
-        return self._activation(y) if self._activation else y
+        return activate(F.linear(x, self._weight, self._bias), self._activation)
 
 
 class PlainKernels:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .fake import FakeReplica
 from .replica import ModelLoadError, Replica
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class ReplicaConfig:
 
     Attributes:
         model_dir: a directory, a hub name, `fake:DIM`, or None for the embedded model.
-        dtype: what to compute in: `float32`, `bfloat16`, `float16` (CUDA only), or `auto`
-            (float32 on a CPU, the fastest 16-bit type on CUDA).
+        dtype: what to compute in: `float32`, `bfloat16`, `float16` (CUDA only), `int8` (CPU
+            only: products of 8-bit integers, the rest bfloat16), or `auto` (float32 on a CPU,
+            the fastest 16-bit type on CUDA).
         device: as torch names it, such as `cpu` or `cuda:0`.
         num_threads: CPU threads to compute with; None leaves it to torch.
         max_batch_tokens: tokens computed at a time; None measures what is best.

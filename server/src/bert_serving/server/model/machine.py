@@ -10,11 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from .device import choose_device
 from .kernels_cpu import PackedLinear, has_packed_linear
+from .kernels_int8 import Int8Product
 from .replica import ModelLoadError
 
 # tokens, inputs, outputs: as in BERT-base's widest layer, in cache; and what many cores need
@@ -42,14 +44,23 @@ def _gflops(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, limit_s: float
 ) -> float:
     rows, width, outputs = shape
+    multiply = _product(shape, dtype, device)
+    seconds = _best_seconds(multiply, lambda: _wait_for(device), limit_s)
+    return 2.0 * rows * width * outputs / seconds / 1e9
+
+
+def _product(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> Callable[[], object]:
+    rows, width, outputs = shape
+    if dtype == torch.int8:
+        product = Int8Product(torch.randn(outputs, width))
+        return partial(product, torch.randint(256, (rows, width), dtype=torch.uint8))
     x = torch.randn(rows, width, device=device).to(dtype)
     weight = torch.randn(outputs, width, device=device).to(dtype)
     if device.type == "cpu" and has_packed_linear():
-        linear = PackedLinear(weight, torch.zeros(outputs, dtype=dtype))
-        seconds = _best_seconds(lambda: linear(x), lambda: None, limit_s)
-    else:
-        seconds = _best_seconds(lambda: x @ weight.T, lambda: _wait_for(device), limit_s)
-    return 2.0 * rows * width * outputs / seconds / 1e9
+        return partial(PackedLinear(weight, torch.zeros(outputs, dtype=dtype)), x)
+    return partial(torch.matmul, x, weight.T)
 
 
 def _best_seconds(work: Callable[[], object], wait: Callable[[], object], limit_s: float) -> float:

@@ -1,0 +1,125 @@
+/* Vectors of numbers, and what is computed with them: float, or bfloat16 that is computed on as
+ * float. Written with GCC's vector types, which become whatever instructions the library is
+ * compiled for; threads are those of the OpenMP that torch has loaded.
+ */
+
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+enum { LANES = 16 }; /* numbers of a vector */
+
+typedef uint32_t word __attribute__((may_alias));
+typedef float floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+
+/* Everything here takes `is_half` and the like as constants: one source for all types. */
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 16")
+
+INLINE floats load(const void *from, size_t at, int is_half) {
+    if (!is_half)
+        return *(const floats *)((const float *)from + at);
+    const halves half = *(const halves *)((const uint16_t *)from + at);
+    return (floats)(__builtin_convertvector(half, words) << 16);
+}
+
+INLINE void store(void *to, size_t at, floats x, int is_half) {
+    if (!is_half) {
+        *(floats *)((float *)to + at) = x;
+        return;
+    }
+#ifdef __AVX512BF16__
+    *(halves *)((uint16_t *)to + at) = (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    words bits = (words)x;
+    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to the nearest, ties to even */
+    *(halves *)((uint16_t *)to + at) = __builtin_convertvector(bits, halves);
+#endif
+}
+
+INLINE floats larger(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    const ints is_first = a > b;
+    return (floats)(((ints)a & is_first) | ((ints)b & ~is_first));
+#endif
+}
+
+INLINE floats smaller(floats a, floats b) {
+#ifdef __AVX512F__
+    return (floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return -larger(-a, -b);
+#endif
+}
+
+/* e to the power of x <= 0, to 2 units in the last place: 2^n times a polynomial. Cody and
+ * Waite's reduction, the coefficients of Cephes' expf. */
+INLINE floats exponential(floats x) {
+    x = larger(x, (floats){} - 87.0f);
+    const ints n = __builtin_convertvector(x * 1.44269504f - 0.5f, ints);
+    const floats whole = __builtin_convertvector(n, floats);
+    const floats rest = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+    floats power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    return power * (floats)((n + 127) << 23);
+}
+
+/* Shuffles for halves of 8, 4, 2 and 1 numbers: vectors rotated by as many, ... */
+static const ints ROTATED[4] = {
+    {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7},
+    {4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3},
+    {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1},
+    {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0},
+};
+/* ... and the first and the second halves of two vectors, side by side. */
+static const ints FIRSTS[4] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+    {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+    {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+    {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+};
+static const ints SECONDS[4] = {
+    {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31},
+    {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31},
+    {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31},
+    {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31},
+};
+
+INLINE float sum(floats x) {
+    UNROLLED for (int i = 0; i < 4; i++) x += __builtin_shuffle(x, ROTATED[i]);
+    return x[0];
+}
+
+INLINE float largest(floats x) {
+    UNROLLED for (int i = 0; i < 4; i++) x = larger(x, __builtin_shuffle(x, ROTATED[i]));
+    return x[0];
+}
+
+/* Exchange rows and columns of a square of LANES vectors, halves of halves at a time. */
+INLINE void transpose(floats square[LANES]) {
+    UNROLLED for (int i = 0; i < 4; i++) {
+        const int half = 8 >> i;
+        UNROLLED for (int row = 0; row < LANES; row++) {
+            if (row & half)
+                continue;
+            const floats a = square[row], b = square[row + half];
+            square[row] = __builtin_shuffle(a, b, FIRSTS[i]);
+            square[row + half] = __builtin_shuffle(a, b, SECONDS[i]);
+        }
+    }
+}
+
+INLINE int padded(int length) { return (length + LANES - 1) / LANES * LANES; }

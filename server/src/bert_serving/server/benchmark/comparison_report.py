@@ -222,7 +222,8 @@ def _legend(comparison: Comparison) -> str:
   as many.
 - share: FLOPs on real tokens, of the layers that are computed, over those of the machine's best
   matrix product in the same type and run. Above 1, others used the machine when it was measured.
-- cosine: the least one to what our float32 server gives for the same texts and the same layer.
+- cosine: the least one to what our server gives for the same texts and the same layer, in the
+  most exact type that was measured.
 - Ratios are medians over rounds."""
 
 

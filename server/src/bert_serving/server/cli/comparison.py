@@ -146,7 +146,8 @@ def to_comparison_config(
     return ComparisonConfig(
         kinds=tuple(dict.fromkeys(own.get("compare", KINDS))),
         peers=tuple(own.get("peer", default_choices())),
-        dtypes=tuple(dict.fromkeys(own.get("compare_dtype", COMPARED_DTYPES))),
+        # the most exact first: the others are held against what it gives
+        dtypes=tuple(sorted(set(own.get("compare_dtype", COMPARED_DTYPES)), key=DTYPES.index)),
         lengths=tuple(dict.fromkeys(own.get("compare_length", LENGTHS))),
         rounds=own.get("compare_rounds", ROUNDS),
         seconds=own.get("compare_seconds", SECONDS),

@@ -47,7 +47,7 @@ PEERS = (
         "onnxruntime",
         "torch transformers onnx onnxruntime",
         ("onnxruntime", "onnx", "transformers"),
-        ("float32",),
+        ("float32", "int8"),
     ),
     KnownPeer(
         "openvino",

@@ -87,6 +87,10 @@ def bert_base() -> Iterator[Goal]:
                 ratio = pss_bytes(server.status["workers"][0]["pid"]) / weights.stat().st_size
                 name = "BERT-base, float32: memory of the worker over its weights"
                 yield Goal(name, ratio, 1.4, 1.8, less_is_more=True)
+        in_bfloat16 = server.measure(0, bulk).rows_per_s.middle
+        server.serve(options(model_dir=model, dtype="int8"))
+        in_int8 = server.measure(0, bulk).rows_per_s.middle
+        yield Goal("BERT-base, int8, bulk: over bfloat16", in_int8 / in_bfloat16, 1.6, 1.3)
 
 
 def embedded() -> Iterator[Goal]:

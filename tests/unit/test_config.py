@@ -142,7 +142,7 @@ def test_max_seq_len_none_is_the_models_own() -> None:
 
 
 BAD_VALUES = [
-    ("dtype", "int8", "float32"),
+    ("dtype", "int4", "float32"),
     ("layer_reduce", "max", "concat"),
     ("pooling_strategy", "median", "mean_max"),
     ("pooling_layer", "last", "whole number"),

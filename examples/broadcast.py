@@ -38,7 +38,7 @@ def main(port: int) -> None:
     with BertClient(port=port, identity="editor") as bc:
         for headline in HEADLINES:
             bc.encode([headline], group=GROUP)
-        print("editor got", bc.encode(HEADLINES, group=GROUP).shape)
+        print(f"editor got {bc.encode(HEADLINES, group=GROUP).shape}")
     for member in members:
         member.join()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bert_serving.server.model import compiled as compiled_module
 from bert_serving.server.model.compiled import (
     LONGEST_ROW,
     WIDEST_HEAD,
@@ -203,6 +204,17 @@ def test_a_weight_of_zeros_gives_the_bias():
     bias = torch.arange(32.0)
     linear = Int8Kernels(load_compiled()).linear(torch.zeros(32, 16), bias)
     assert torch.equal(linear(torch.randn(3, 16).bfloat16()).float(), bias.expand(3, 32))
+
+
+def test_what_an_older_compiler_has_left_out_is_done_by_the_next_level(monkeypatch, tmp_path):
+    levels = [level for level in levels_here() if compiled_for(level)]
+    if len(levels) < 2:
+        pytest.skip("only one level of instructions here")
+    for level in levels[1:]:
+        name = f"kernels.{level}.so"
+        (tmp_path / name).symlink_to(compiled_module._FOLDER / name)
+    monkeypatch.setattr(compiled_module, "_FOLDER", tmp_path)
+    assert isinstance(load_compiled.__wrapped__(), CompiledKernels)
 
 
 def test_compiled_kernels_refuse_what_they_would_misread():

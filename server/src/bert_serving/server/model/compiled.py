@@ -25,7 +25,6 @@ LANES = 16
 LONGEST_ROW, WIDEST_HEAD = 512, 256
 """The most that a thread's stack has to have room for: about 1 MB of keys and values."""
 
-
 _FOLDER = Path(__file__).with_name("native")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
@@ -156,14 +155,15 @@ def levels_here() -> list[str]:
 def load_level(level: str) -> CompiledKernels:
     """Return the kernels for a level of instructions; OSError if they were not compiled."""
     # what it needs of OpenMP is found in torch's, which is loaded for all to see
-    return CompiledKernels(ctypes.CDLL(str(_FOLDER / f"kernels.{level}.so")))
+    return CompiledKernels(ctypes.CDLL(str(_library(level))))
 
 
 @cache
 def load_compiled() -> CompiledKernels | None:
     """Return the kernels for this machine; None where there are none, which is logged."""
-    levels = levels_here()
-    if not levels or not (_FOLDER / f"kernels.{levels[0]}.so").exists():
+    # an older compiler does not know the newest instructions, and has left that level out
+    levels = [level for level in levels_here() if _library(level).exists()]
+    if not levels:
         log.info("no compiled kernels for this machine: torch's own take their place, slower")
         return None
     try:
@@ -171,6 +171,10 @@ def load_compiled() -> CompiledKernels | None:
     except OSError as error:
         log.warning("the compiled kernels cannot be loaded, torch's own are slower: %s", error)
         return None
+
+
+def _library(level: str) -> Path:
+    return _FOLDER / f"kernels.{level}.so"
 
 
 def _functions(

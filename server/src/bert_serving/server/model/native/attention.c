@@ -120,24 +120,44 @@ INLINE float soften(float *scores, int length, void *weights, enum kind kind) {
     return sum(total);
 }
 
-/* What a head needs of one row, laid out; `stride` steps lie from one query to the next. */
+/* One head of one row: where its queries begin in `qkv` and how far they lie apart, in numbers;
+ * and what all of them need, laid out. */
 struct head {
-    const void *queries;
-    size_t stride;
+    const void *qkv;
+    size_t first, stride;
     const uint32_t *keys, *values;
     int length, width;
 };
+
+/* Return queries as steps, as they stand where they are steps already; otherwise in `room`.
+ * `stride` becomes what lies from one to the next. */
+INLINE const void *queries_of(const struct head *head, int query, int block, float *room,
+                              size_t *stride, enum kind kind) {
+    const size_t first = head->first + query * head->stride;
+    *stride = kind == PAIRS ? head->stride / 2 : head->stride;
+    if (kind == PAIRS)
+        return (const uint16_t *)head->qkv + first;
+    if (kind == FLOATS)
+        return (const float *)head->qkv + first;
+    *stride = head->width;
+    for (int i = 0; i < block; i++)
+        for (int dim = 0; dim < head->width; dim += LANES)
+            store(room, (size_t)i * head->width + dim,
+                  load(head->qkv, first + i * head->stride + dim, 1), 0);
+    return room;
+}
 
 /* Mix the values for `block` queries of a head, the first of which is `query`. */
 INLINE void mix(const struct head *head, int query, int block, void *mixed, size_t at,
                 int hidden, enum kind kind) {
     const int length = head->length, width = head->width, across = padded(length);
-    float scores[block * across], totals[block];
-    const word *queries = (const word *)head->queries + query * head->stride;
+    float scores[block * across], totals[block], room[kind == HALVES ? block * width : 1];
+    size_t stride;
+    const void *queries = queries_of(head, query, block, room, &stride, kind);
     for (int token = 0; token < length; token += LANES) {
         floats sums[MOST] = {};
-        multiply(sums, block, queries, head->stride, head->keys + token, across,
-                 num_steps(width, kind), kind);
+        multiply(sums, block, queries, stride, head->keys + token, across, num_steps(width, kind),
+                 kind);
         UNROLLED for (int i = 0; i < block; i++) store(scores, i * across + token, sums[i], 0);
     }
     for (int i = 0; i < block; i++)
@@ -161,19 +181,7 @@ INLINE void attend(const void *qkv, void *mixed, size_t token, int length, int h
     uint32_t values[(size_t)num_steps(length, kind) * width];
     gather_keys(qkv, first + hidden, stride, length, width, keys, kind);
     gather_values(qkv, first + 2 * (size_t)hidden, stride, length, width, values, kind);
-    struct head head = {.keys = keys, .values = values, .length = length, .width = width};
-    float floated[kind == HALVES ? length * width : 1];
-    if (kind == HALVES) {
-        for (int query = 0; query < length; query++)
-            for (int dim = 0; dim < width; dim += LANES)
-                store(floated, (size_t)query * width + dim,
-                      load(qkv, first + query * stride + dim, 1), 0);
-        head.queries = floated, head.stride = width;
-    } else { /* as they stand */
-        head.queries = kind == PAIRS ? (const void *)((const uint16_t *)qkv + first)
-                                     : (const void *)((const float *)qkv + first);
-        head.stride = kind == PAIRS ? stride / 2 : stride;
-    }
+    const struct head head = {qkv, first, stride, keys, values, length, width};
     int query = 0;
     for (; query + MOST <= length; query += MOST) mix(&head, query, MOST, mixed, at, hidden, kind);
     for (; MOST > 4 && query + 4 <= length; query += 4) mix(&head, query, 4, mixed, at, hidden, kind);

@@ -21,6 +21,7 @@ from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
+from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
 from .listening import warn_if_dropped
 from .pairs import check_separator
@@ -34,11 +35,11 @@ READY_POLL_S = 0.1
 class _AsyncConnection:
     """A socket and its session on one event loop."""
 
-    def __init__(self, address: str, name: str) -> None:
-        self.session = Session(name, address)
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        self.session = Session(name, endpoint.address)
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[Any] = zmq.Context()
-        self._socket = open_socket(self._context, address)
+        self._socket = open_socket(self._context, endpoint)
         self._timer: asyncio.TimerHandle | None = None
         self._turn_is_due = False
         self._arrived = asyncio.Event()
@@ -149,7 +150,7 @@ class AsyncBertClient:
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
     ) -> None:
-        self.address = options.server_address(ip, port)
+        self.endpoint = Endpoint(options.server_address(ip, port))
         self._output_fmt = options.output_format(output_fmt)
         self._timeout_s = options.seconds("timeout", timeout)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
@@ -274,7 +275,7 @@ class AsyncBertClient:
         while (await self.server_status())["state"] != "ready":
             if time.monotonic() >= deadline:
                 raise RequestTimeout(
-                    f"{self.address} was not ready within {timeout_s * 1000:.0f} ms"
+                    f"{self.endpoint} was not ready within {timeout_s * 1000:.0f} ms"
                 )
             await asyncio.sleep(READY_POLL_S)
 
@@ -320,7 +321,7 @@ class AsyncBertClient:
         if self._is_closed:
             raise ValueError("this AsyncBertClient is closed")
         if self._connection is None:
-            self._connection = _AsyncConnection(self.address, self._name)
+            self._connection = _AsyncConnection(self.endpoint, self._name)
         connection = self._connection
         if connection.session.welcome is None:
             await self._shake_hands(connection)
@@ -336,5 +337,5 @@ class AsyncBertClient:
             self._connection = None
             connection.close()
         if isinstance(call.error, RequestTimeout):
-            raise await asyncio.to_thread(unreachable, self.address, self._connect_timeout_s)
+            raise await asyncio.to_thread(unreachable, self.endpoint, self._connect_timeout_s)
         raise call.error

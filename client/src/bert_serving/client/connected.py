@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from . import options
 from .assembly import Encoding
 from .calls import EncodeOptions, StatusCall
+from .endpoint import Endpoint
 from .errors import RequestTimeout
 from .messages import Welcome
 from .pairs import check_separator
@@ -26,7 +27,7 @@ _Self = TypeVar("_Self", bound="ConnectedClient")
 
 
 class ConnectedClient:
-    """A server's address, what the caller has chosen, and the connections; see `BertClient`."""
+    """A server's endpoint, what the caller has chosen, and the connections; see `BertClient`."""
 
     _max_connections: int | None = None
 
@@ -47,7 +48,7 @@ class ConnectedClient:
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
     ) -> None:
-        self.address = options.server_address(ip, port)
+        self.endpoint = Endpoint(options.server_address(ip, port))
         self.ip = ip
         self.port = port
         self.port_out = port_out
@@ -120,7 +121,7 @@ class ConnectedClient:
         while self._welcome(refresh=True).state != "ready":
             if time.monotonic() >= deadline:
                 raise RequestTimeout(
-                    f"{self.address} was not ready within {timeout_s * 1000:.0f} ms: "
+                    f"{self.endpoint} was not ready within {timeout_s * 1000:.0f} ms: "
                     "the server answers, but none of its workers does; its log says why"
                 )
             time.sleep(READY_POLL_S)
@@ -191,7 +192,7 @@ class ConnectedClient:
 
     def _new_process(self) -> ClientProcess:
         pool = ConnectionPool(
-            self.address, self._name, self._connect_timeout_s, self._max_connections
+            self.endpoint, self._name, self._connect_timeout_s, self._max_connections
         )
         return ClientProcess(pool)
 

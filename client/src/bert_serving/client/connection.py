@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import zmq
 
 from .calls import Call
+from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
 from .session import Session
 from .sockets import received_messages, send_frames
@@ -20,27 +21,31 @@ MAX_RECEIVED_AT_ONCE = 64
 PROBE_TIMEOUT_S = 1.0
 
 
-def open_socket(context: zmq.Context[Any], address: str) -> zmq.Socket[Any]:
-    """Return a DEALER that connects, and reconnects, to a server's address."""
+def open_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
+    """Return a DEALER that connects, and reconnects, to a server."""
     socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
     socket.linger = 0
-    socket.ipv6 = "[" in address  # or a name with both addresses is tried on IPv6 alone
+    socket.ipv6 = "[" in endpoint.address  # or a name with both addresses is tried on IPv6 alone
     socket.reconnect_ivl = 100  # ms
     socket.reconnect_ivl_max = 2_000
     socket.heartbeat_ivl = 10_000  # a dead peer is noticed, whatever the network says
     socket.heartbeat_timeout = 30_000
     socket.sndhwm = socket.rcvhwm = 0  # the session's window bounds both
+    if endpoint.keys is not None:
+        socket.curve_serverkey = endpoint.keys.server
+        socket.curve_publickey = endpoint.keys.public
+        socket.curve_secretkey = endpoint.keys.secret
     try:
-        socket.connect(address)
+        socket.connect(endpoint.address)
     except zmq.ZMQError as error:
         socket.close()
-        raise ValueError(f"{address} is no address to connect to: {error}") from None
+        raise ValueError(f"{endpoint} is no address to connect to: {error}") from None
     return socket
 
 
-def unreachable(address: str, timeout_s: float) -> ServerUnreachable:
+def unreachable(endpoint: Endpoint, timeout_s: float) -> ServerUnreachable:
     """Return the error for a server that did not answer a hello, with what can be seen of it."""
-    parts = urlsplit(address)
+    parts = urlsplit(endpoint.address)
     try:
         with sockets.create_connection((parts.hostname, parts.port or 0), PROBE_TIMEOUT_S):
             seen = (
@@ -51,7 +56,7 @@ def unreachable(address: str, timeout_s: float) -> ServerUnreachable:
     except OSError as error:
         seen = f"it cannot be connected to ({error})"
     return ServerUnreachable(
-        f"no bert-serving server answered at {address} within {timeout_s * 1000:.0f} ms "
+        f"no bert-serving server answered at {endpoint} within {timeout_s * 1000:.0f} ms "
         f"(connect_timeout): {seen}"
     )
 
@@ -61,15 +66,15 @@ class Connection:
 
     Args:
         context: the ZeroMQ context of this process.
-        address: the server's.
+        endpoint: where the server is.
         client: how the session introduces itself.
 
     """
 
-    def __init__(self, context: zmq.Context[Any], address: str, client: str) -> None:
-        self.session = Session(client, address)
-        self._address = address
-        self._socket = open_socket(context, address)
+    def __init__(self, context: zmq.Context[Any], endpoint: Endpoint, client: str) -> None:
+        self.session = Session(client, endpoint.address)
+        self._endpoint = endpoint
+        self._socket = open_socket(context, endpoint)
 
     def close(self) -> None:
         """Close the socket; what was not sent is dropped."""
@@ -87,7 +92,7 @@ class Connection:
         self.session.hello(call, time.monotonic())
         self.wait_for(call)
         if isinstance(call.error, RequestTimeout):
-            raise unreachable(self._address, timeout_s)
+            raise unreachable(self._endpoint, timeout_s)
         call.raise_error()
 
     def wait_for(self, call: Call) -> None:

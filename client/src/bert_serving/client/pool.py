@@ -16,6 +16,7 @@ from typing import Any
 import zmq
 
 from .connection import Connection
+from .endpoint import Endpoint
 from .errors import RequestTimeout
 
 MAX_IDLE_CONNECTIONS = 16
@@ -25,7 +26,7 @@ class ConnectionPool:
     """Connections to one server.
 
     Args:
-        address: the server's.
+        endpoint: where the server is.
         name: how the client introduces itself.
         connect_timeout_s: longest wait for the server's first word.
         max_connections: calls at a time; more wait for one to end. None for no limit.
@@ -34,14 +35,14 @@ class ConnectionPool:
 
     def __init__(
         self,
-        address: str,
+        endpoint: Endpoint,
         name: str,
         connect_timeout_s: float,
         max_connections: int | None = None,
     ) -> None:
         self.pid = os.getpid()
         self.is_closed = False
-        self._address = address
+        self._endpoint = endpoint
         self._name = name
         self._connect_timeout_s = connect_timeout_s
         self._context: zmq.Context[Any] = zmq.Context()
@@ -117,7 +118,7 @@ class ConnectionPool:
                 raise ValueError("this BertClient is closed")
             connection = self._idle.pop() if self._idle else None
             self._borrowed += 1
-        return connection or Connection(self._context, self._address, self._name)
+        return connection or Connection(self._context, self._endpoint, self._name)
 
     def _give_back(self, connection: Connection) -> None:
         session = connection.session

@@ -20,6 +20,7 @@ import zmq
 from bert_serving.client.calls import Call, EncodeCall, EncodeOptions, StatusCall
 from bert_serving.client.chunking import RowSource
 from bert_serving.client.connection import open_socket, receive_all
+from bert_serving.client.endpoint import Endpoint
 from bert_serving.client.errors import Unavailable
 from bert_serving.client.frames import decode_message
 from bert_serving.client.options import EMBEDDING, finished_encoding
@@ -83,7 +84,7 @@ class LegacyGateway:
         self._ports = (config.port, config.port_out)
         self._inbound = inbound_socket(context)
         self._outbound = outbound_socket(context)
-        self._broker = open_socket(context, config.native)
+        self._broker = open_socket(context, Endpoint(config.native))
         self._supervisor = context.socket(zmq.DEALER)
         self._session = Session(f"legacy gateway, pid {os.getpid()}", config.native)
         self._mailbox = Mailbox(

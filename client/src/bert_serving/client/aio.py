@@ -20,13 +20,15 @@ from . import options
 from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
-from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all, unreachable
+from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all
 from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
+from .keys import connection_keys
 from .listening import warn_if_dropped
 from .pairs import check_separator
 from .session import Session
 from .sockets import send_frames
+from .unreachable import unreachable
 from .view import View
 
 READY_POLL_S = 0.1
@@ -135,6 +137,8 @@ class AsyncBertClient:
         timeout: milliseconds that a call waits for the next answer; -1 for no limit.
         connect_timeout: milliseconds to wait for the server's first word.
         pair_separator: as for `BertClient`.
+        server_key: as for `BertClient`.
+        client_cert: as for `BertClient`.
 
     """
 
@@ -149,8 +153,11 @@ class AsyncBertClient:
         timeout: float | None = options.DEFAULT_TIMEOUT_MS,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
+        server_key: str | os.PathLike[str] | None = None,
+        client_cert: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.endpoint = Endpoint(options.server_address(ip, port))
+        keys = connection_keys(server_key, client_cert)
+        self.endpoint = Endpoint(options.server_address(ip, port), keys)
         self._output_fmt = options.output_format(output_fmt)
         self._timeout_s = options.seconds("timeout", timeout)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)

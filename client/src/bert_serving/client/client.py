@@ -43,6 +43,10 @@ class BertClient(ConnectedClient):
         connect_timeout: milliseconds to wait for the server's first word.
         pair_separator: a text that contains it is a pair, as with bert-as-service's `" ||| "`;
             among tokens, the token that it is without blanks. None: only tuples are pairs.
+        server_key: the server's public key: its file, or the 40 characters in it. The connection
+            is then encrypted, and nobody else can answer in that server's place.
+        client_cert: the file with this client's own secret key, whose public half is in the
+            server's `-client_keys` folder; goes with `server_key`.
 
     Raises:
         ServerUnreachable: nothing that speaks the protocol answered in `connect_timeout`.

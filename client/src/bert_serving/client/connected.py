@@ -13,6 +13,7 @@ from .assembly import Encoding
 from .calls import EncodeOptions, StatusCall
 from .endpoint import Endpoint
 from .errors import RequestTimeout
+from .keys import connection_keys
 from .messages import Welcome
 from .pairs import check_separator
 from .pending import PendingCalls
@@ -47,8 +48,11 @@ class ConnectedClient:
         *,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
+        server_key: str | os.PathLike[str] | None = None,
+        client_cert: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.endpoint = Endpoint(options.server_address(ip, port))
+        keys = connection_keys(server_key, client_cert)
+        self.endpoint = Endpoint(options.server_address(ip, port), keys)
         self.ip = ip
         self.port = port
         self.port_out = port_out

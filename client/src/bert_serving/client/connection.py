@@ -3,62 +3,31 @@
 from __future__ import annotations
 
 import math
-import socket as sockets
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import zmq
 
 from .calls import Call
 from .endpoint import Endpoint
-from .errors import RequestTimeout, ServerUnreachable
+from .errors import RequestTimeout
 from .session import Session
-from .sockets import received_messages, send_frames
+from .sockets import new_socket, received_messages, send_frames
+from .unreachable import unreachable
 
 MAX_RECEIVED_AT_ONCE = 64
-PROBE_TIMEOUT_S = 1.0
 
 
 def open_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
     """Return a DEALER that connects, and reconnects, to a server."""
-    socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.ipv6 = "[" in endpoint.address  # or a name with both addresses is tried on IPv6 alone
-    socket.reconnect_ivl = 100  # ms
-    socket.reconnect_ivl_max = 2_000
-    socket.heartbeat_ivl = 10_000  # a dead peer is noticed, whatever the network says
-    socket.heartbeat_timeout = 30_000
-    socket.sndhwm = socket.rcvhwm = 0  # the session's window bounds both
-    if endpoint.keys is not None:
-        socket.curve_serverkey = endpoint.keys.server
-        socket.curve_publickey = endpoint.keys.public
-        socket.curve_secretkey = endpoint.keys.secret
+    socket = new_socket(context, endpoint)
     try:
         socket.connect(endpoint.address)
     except zmq.ZMQError as error:
         socket.close()
         raise ValueError(f"{endpoint} is no address to connect to: {error}") from None
     return socket
-
-
-def unreachable(endpoint: Endpoint, timeout_s: float) -> ServerUnreachable:
-    """Return the error for a server that did not answer a hello, with what can be seen of it."""
-    parts = urlsplit(endpoint.address)
-    try:
-        with sockets.create_connection((parts.hostname, parts.port or 0), PROBE_TIMEOUT_S):
-            seen = (
-                "something listens there, but does not speak this protocol: is it the right port?"
-            )
-    except ConnectionRefusedError:
-        seen = "nothing listens there: is bert-serving-start running, and on this port?"
-    except OSError as error:
-        seen = f"it cannot be connected to ({error})"
-    return ServerUnreachable(
-        f"no bert-serving server answered at {endpoint} within {timeout_s * 1000:.0f} ms "
-        f"(connect_timeout): {seen}"
-    )
 
 
 class Connection:

@@ -1,4 +1,4 @@
-"""Whole messages in and out of a ZeroMQ socket, at a fraction of `send_multipart`'s cost.
+"""A client's ZeroMQ socket; whole messages in and out, at a fraction of `send_multipart`'s cost.
 
 pyzmq's own multipart calls check every part and combine enum flags for each; for small
 messages that costs two to three times the sending itself (measured), and every request
@@ -13,12 +13,31 @@ from typing import Any
 import zmq
 from zmq.backend import Socket as RawSocket
 
+from .endpoint import Endpoint
+
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE)
 _send = RawSocket.send
 _recv = RawSocket.recv
 
 COPY_BELOW_BYTES = 16 << 10  # sending without a copy costs a callback from ZeroMQ's thread
+
+
+def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
+    """Return a DEALER that is to be connected to a server, and will reconnect."""
+    socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.ipv6 = "[" in endpoint.address  # or a name with both addresses is tried on IPv6 alone
+    socket.reconnect_ivl = 100  # ms
+    socket.reconnect_ivl_max = 2_000
+    socket.heartbeat_ivl = 10_000  # a dead peer is noticed, whatever the network says
+    socket.heartbeat_timeout = 30_000
+    socket.sndhwm = socket.rcvhwm = 0  # the session's window bounds both
+    if endpoint.keys is not None:
+        socket.curve_serverkey = endpoint.keys.server
+        socket.curve_publickey = endpoint.keys.public
+        socket.curve_secretkey = endpoint.keys.secret
+    return socket
 
 
 def send_frames(socket: zmq.Socket[Any], frames: Sequence[Any]) -> None:

@@ -213,9 +213,9 @@ def test_a_view_name_that_is_no_string_is_malformed() -> None:
         parse_encode({**header, "views": {b"raw": {}}}, buffers)
 
 
-def test_a_view_that_does_not_exist_is_a_value_error() -> None:
+def test_a_view_that_does_not_exist_is_malformed() -> None:
     frames = changed(REQUESTS["encode"], "views/embedding", {"pooling": "median"})
-    with pytest.raises(ValueError, match="pooling='median'"):
+    with pytest.raises(MalformedMessage, match="pooling='median'"):
         parse_encode(*decode_message(frames))
 
 

@@ -26,7 +26,7 @@ def read_as_broker_and_worker(frames: list[Any]) -> None:
         return
     try:
         encode = parse_encode(*decode_message(frames))
-    except (ProtocolError, ValueError):
+    except ProtocolError:
         return
     assert (encode.id, encode.rows, encode.ttl_ms) == (request.id, request.rows, request.ttl_ms)
     assert parse_encode(*decode_message(encode.to_frames())) == encode

@@ -123,8 +123,7 @@ def parse_encode(header: Header, buffers: Sequence[Buffer]) -> Encode:
     """Return an `Encode` whole, as a worker reads it.
 
     Raises:
-        MalformedMessage: a field is missing or of the wrong type.
-        ValueError: a view that does not exist.
+        MalformedMessage: a field is missing or of the wrong type, or a view does not exist.
 
     """
     envelope = parse_envelope(header, buffers)
@@ -141,13 +140,20 @@ def parse_encode(header: Header, buffers: Sequence[Buffer]) -> Encode:
         id=envelope.id,
         rows=envelope.rows,
         ttl_ms=envelope.ttl_ms,
-        views={name: View.parse(options) for name, options in views.items()},
+        views={name: _parse_view(name, options) for name, options in views.items()},
         buffer=buffers[0],
         is_tokenized=fields.boolean(header, "is_tokenized"),
         max_length=max_length,
         show_tokens=fields.boolean(header, "show_tokens"),
         group=envelope.group,
     )
+
+
+def _parse_view(name: str, options: Header) -> View:
+    try:
+        return View.parse(options)
+    except ValueError as error:
+        raise MalformedMessage(f"view {name!r}: {error}") from None
 
 
 def parse_answer(frames: Sequence[Buffer]) -> Answer:

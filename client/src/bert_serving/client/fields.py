@@ -61,6 +61,16 @@ def mapping(header: Header, name: str) -> Header:
     return value
 
 
+def numbers(header: Header, name: str) -> list[float]:
+    """Return a field that is a list of ints and floats, each finite and not negative."""
+    value = header.get(name)
+    if type(value) is not list or len(value) > MAX_LIST:
+        raise MalformedMessage(f"{name} must be a list of at most {MAX_LIST} numbers")
+    if not all(type(item) in (int, float) and 0 <= item < math.inf for item in value):
+        raise MalformedMessage(f"{name} holds something that is no finite number of at least 0")
+    return value
+
+
 def integers(header: Header, name: str, most: int) -> list[int]:
     """Return a field that is a list of ints from 0 to `most`."""
     value = header.get(name)

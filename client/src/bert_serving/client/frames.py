@@ -38,7 +38,9 @@ def encode_message(header: Mapping[str, Any], buffers: Sequence[Any] = ()) -> li
     return [VERSION_FRAME, msgpack.packb(header), *buffers]
 
 
-def decode_message(frames: Sequence[Buffer]) -> tuple[Header, Sequence[Buffer]]:
+def decode_message(
+    frames: Sequence[Buffer], max_frames: int = MAX_FRAMES
+) -> tuple[Header, Sequence[Buffer]]:
     """Split frames into a header and its buffers.
 
     Raises:
@@ -47,8 +49,8 @@ def decode_message(frames: Sequence[Buffer]) -> tuple[Header, Sequence[Buffer]]:
 
     """
     check_version(frames)
-    if len(frames) > MAX_FRAMES:
-        raise MalformedMessage(f"got {len(frames)} frames, at most {MAX_FRAMES} are allowed")
+    if len(frames) > max_frames:
+        raise MalformedMessage(f"got {len(frames)} frames, at most {max_frames} are allowed")
     return decode_header(frames[1]), frames[2:]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from bert_serving.client.errors import MalformedMessage, ProtocolError
-from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header, decode_message
+from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header
 from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
     Cancel,
@@ -37,7 +37,7 @@ from .roles import BrokerConfig
 from .roster import Roster
 from .scheduling import events
 from .scheduling.scheduler import Scheduler
-from .worker_protocol import Answers, Batch, message, worker_route
+from .worker_protocol import Answers, Batch, message, read_message, worker_route
 
 log = logging.getLogger("bert_serving.broker")
 
@@ -236,8 +236,7 @@ class Broker:
     def _on_worker(self, frames: list[Any]) -> None:
         route = frames[0].bytes
         try:
-            header, _ = decode_message([frame.buffer for frame in frames[1:]])
-            kind = header["type"]
+            kind, header, _ = read_message([frame.buffer for frame in frames[1:]])
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
             elif kind == "starting":
@@ -276,14 +275,14 @@ class Broker:
     # the supervisor
 
     def _on_supervisor(self, frames: list[Any]) -> None:
-        header, _ = decode_message([frame.buffer for frame in frames])
-        if header["type"] == "worker_lost":
+        kind, header, _ = read_message([frame.buffer for frame in frames])
+        if kind == "worker_lost":
             route = worker_route(header["worker"], header["pid"])
             self._roster.remove(route)
             self._handle(events.WorkerLost(route))
-        elif header["type"] == "drain":
+        elif kind == "drain":
             self._handle(events.DrainStarted())
-        elif header["type"] == "stop":
+        elif kind == "stop":
             self._handle(events.Stopped())
             self._is_stopping = True
 

@@ -29,8 +29,6 @@ from typing import Any
 
 import zmq
 
-from bert_serving.client.frames import decode_message
-from bert_serving.client.messages import MAX_ROWS
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
@@ -39,7 +37,7 @@ from .model.loading import load_replica
 from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
 from .processes import Parent, run_role
 from .roles import WorkerConfig
-from .worker_protocol import Batch, message, worker_route
+from .worker_protocol import MAX_BATCH_ROWS, Batch, message, read_message, worker_route
 
 log = logging.getLogger("bert_serving.worker")
 
@@ -120,7 +118,7 @@ def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
         message(
             "ready",
             max_batch_tokens=replica.max_batch_tokens,
-            max_batch_rows=config.max_batch_size or MAX_ROWS,
+            max_batch_rows=min(config.max_batch_size or MAX_BATCH_ROWS, MAX_BATCH_ROWS),
             takes_express=not _overlaps(replica, config),
             model=replica.info.to_wire(),
         )
@@ -165,8 +163,8 @@ class Worker:
     def _receive(self) -> None:
         """Take in what has arrived; an express batch goes first."""
         for frames in received_messages(self._socket, MAX_MESSAGES_A_TURN):
-            header, buffers = decode_message([frame.buffer for frame in frames])
-            if header["type"] == "stop":
+            kind, header, buffers = read_message([frame.buffer for frame in frames])
+            if kind == "stop":
                 self._is_stopping = True
                 return
             batch = Batch.parse(header, buffers)

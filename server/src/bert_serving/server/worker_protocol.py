@@ -2,7 +2,8 @@
 
 Both ends come from the same installation, so the format is ours to change; frames are
 made by the client package's codec all the same. A batch is one message: a header, then
-every request's frames in a row; its answers come back the same way.
+every request's frames in a row; its answers come back the same way. So the messages of many
+strangers are one of ours, and may have more frames than one of theirs.
 
     worker to broker      starting, ready, answers, boot_failed
     broker to worker      batch, stop
@@ -15,19 +16,39 @@ every request's frames in a row; its answers come back the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
+from bert_serving.client import fields as read
 from bert_serving.client.errors import MalformedMessage
-from bert_serving.client.frames import encode_message
+from bert_serving.client.frames import Buffer, Header, decode_message, encode_message
+from bert_serving.client.messages import MAX_ID, MAX_NAME_CHARS, MAX_ROWS, MAX_VIEWS
 
 Frame = TypeVar("Frame")
+
+MAX_BATCH_ROWS = MAX_ROWS
+"""However many tokens a worker takes: a batch has no more requests than rows."""
+
+MAX_ANSWER_FRAMES = 1 + MAX_VIEWS + 3  # the header, an array a view, and three for tokens
+MAX_FRAMES = 2 + MAX_BATCH_ROWS * MAX_ANSWER_FRAMES
 
 
 def message(kind: str, **fields: Any) -> list[Any]:
     """Return the frames of a message without buffers."""
     return encode_message({"type": kind, **fields})
+
+
+def read_message(frames: Sequence[Buffer]) -> tuple[str, Header, Sequence[Buffer]]:
+    """Return what kind of message frames are, its header, and its buffers.
+
+    Raises:
+        ProtocolError: they are none of this protocol.
+
+    """
+    header, buffers = decode_message(frames, MAX_FRAMES)
+    return read.name(header, "type", MAX_NAME_CHARS), header, buffers
 
 
 def worker_route(worker_id: int, pid: int) -> bytes:
@@ -74,11 +95,21 @@ class Batch:
         return encode_message(header, [frame for frames in self.requests for frame in frames])
 
     @classmethod
-    def parse(cls, header: Mapping[str, Any], frames: Sequence[Any]) -> Batch:
-        """Return the batch that a header and its buffers hold."""
-        requests = list(_grouped(frames, header["sizes"]))
-        queued_ms, sent_at = header["queued_ms"], header["sent_at"]
-        return cls(header["batch"], requests, queued_ms, sent_at, header["is_express"])
+    def parse(cls, header: Header, frames: Sequence[Any]) -> Batch:
+        """Return the batch that a header and its buffers hold.
+
+        Raises:
+            MalformedMessage: they hold none.
+
+        """
+        queued_ms = read.numbers(header, "queued_ms")
+        return cls(
+            id=read.integer(header, "batch", 0, MAX_ID),
+            requests=_grouped(header, frames, queued_ms),
+            queued_ms=queued_ms,
+            sent_at=read.number(header, "sent_at"),
+            is_express=read.boolean(header, "is_express"),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,15 +138,29 @@ class Answers:
         return encode_message(header, [frame for frames in self.answers for frame in frames])
 
     @classmethod
-    def parse(cls, header: Mapping[str, Any], frames: Sequence[Any]) -> Answers:
-        """Return the answers that a header and its buffers hold."""
-        return cls(header["batch"], list(_grouped(frames, header["sizes"])), header["tokens"])
+    def parse(cls, header: Header, frames: Sequence[Any]) -> Answers:
+        """Return the answers that a header and its buffers hold.
+
+        Raises:
+            MalformedMessage: they hold none.
+
+        """
+        tokens = read.integers(header, "tokens", MAX_ID)
+        return cls(
+            batch_id=read.integer(header, "batch", 0, MAX_ID),
+            answers=_grouped(header, frames, tokens),
+            tokens=tokens,
+        )
 
 
-def _grouped(frames: Sequence[Frame], sizes: Sequence[int]) -> Iterator[Sequence[Frame]]:
-    if sum(sizes) != len(frames):
-        raise MalformedMessage(f"got {len(frames)} buffers, the header announces {sum(sizes)}")
-    start = 0
-    for size in sizes:
-        yield frames[start : start + size]
-        start += size
+def _grouped(
+    header: Header, frames: Sequence[Frame], beside: Sequence[object]
+) -> list[Sequence[Frame]]:
+    """Return frames cut into parts, none of them empty, as many as what the header has beside."""
+    sizes = read.integers(header, "sizes", MAX_FRAMES)
+    if 0 in sizes or len(sizes) != len(beside) or sum(sizes) != len(frames):
+        raise MalformedMessage(
+            f"{len(frames)} buffers are not the {len(beside)} parts that the header announces"
+        )
+    ends = [0, *accumulate(sizes)]
+    return [frames[start:end] for start, end in pairwise(ends)]

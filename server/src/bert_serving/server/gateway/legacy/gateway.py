@@ -22,7 +22,6 @@ from bert_serving.client.chunking import RowSource
 from bert_serving.client.connection import open_socket, receive_all
 from bert_serving.client.endpoint import Endpoint
 from bert_serving.client.errors import Unavailable
-from bert_serving.client.frames import decode_message
 from bert_serving.client.options import EMBEDDING, finished_encoding
 from bert_serving.client.session import Session
 from bert_serving.client.sockets import received_messages, send_frames
@@ -30,7 +29,7 @@ from bert_serving.client.view import View
 from bert_serving.server import exit_codes, logs
 from bert_serving.server.processes import Parent, run_role
 from bert_serving.server.roles import LegacyConfig, port_of
-from bert_serving.server.worker_protocol import gateway_route, message
+from bert_serving.server.worker_protocol import gateway_route, message, read_message
 
 from . import requests
 from .answers import (
@@ -323,10 +322,10 @@ class LegacyGateway:
 
     def _receive_orders(self) -> None:
         for frames in received_messages(self._supervisor, MAX_MESSAGES_A_TURN):
-            header, _ = decode_message([frame.buffer for frame in frames])
+            kind, _, _ = read_message([frame.buffer for frame in frames])
             self._is_draining = True
             self._mailbox.hold_s = LAST_HOLD_S
-            if header["type"] == "stop":
+            if kind == "stop":
                 self._session.close(Unavailable(_STOPPING))
 
 

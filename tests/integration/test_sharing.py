@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import random
 import subprocess
 import sys
 import threading
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from interrupts import interrupted, interrupted_at
 from server_process import SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient, TruncationWarning
@@ -244,21 +245,79 @@ def test_a_closed_client_and_an_unused_one_leave_no_sockets(fake_server: ServerP
 # interrupts
 
 
-def test_an_interrupted_call_leaves_the_client_usable(slow_server: ServerProcess) -> None:
-    main = threading.main_thread().ident
-    assert main is not None
-    rows = [f"row {number}" for number in range(50_000)]
+def is_idle(client: BertClient) -> bool:
+    statistic = client.server_status["statistic"]
+    return not (statistic["queued_requests"] or statistic["requests_in_hand"])
+
+
+def test_an_interrupted_call_ends_at_once_and_is_not_computed(slow_server: ServerProcess) -> None:
+    rows = [f"row {number}" for number in range(50_000)]  # 5 s
     with slow_server.client() as client:
-        for wait_s in (0.02, 0.2, 0.7):
-            timer = threading.Timer(wait_s * SECOND, signal.pthread_kill, (main, signal.SIGINT))
+        for wait_s in (0.1, 0.3, 0.7):
             started = time.monotonic()
-            timer.start()
-            with pytest.raises(KeyboardInterrupt):
-                client.encode(rows)
+            interrupted(lambda: client.encode(rows), wait_s * SECOND)
             assert time.monotonic() - started < 3 * SECOND
-            timer.join()
             assert still_answers(client)
-        eventually(lambda: client.server_status["statistic"]["queued_requests"] == 0)
+        eventually(lambda: is_idle(client), 3 * SECOND)
+
+
+@pytest.fixture
+def interrupted_client(fake_server: ServerProcess) -> Iterator[BertClient]:
+    with fake_server.client(timeout=5_000 * SECOND) as client:
+        yield client
+        eventually(lambda: is_idle(client), 3 * SECOND)
+
+
+# what is lost on the way is closed by the garbage collector
+lost_sockets_are_closed = pytest.mark.filterwarnings(
+    "ignore:.*:pytest.PytestUnraisableExceptionWarning", "ignore:.*:ResourceWarning"
+)
+
+
+@lost_sockets_are_closed
+def test_an_interrupt_in_any_place_leaves_the_client_usable(interrupted_client: BertClient) -> None:
+    client, place = interrupted_client, 0
+    while interrupted_at(lambda: client.encode(["a", "b"]), place):
+        assert still_answers(client, f"after an interrupt at place {place}")
+        place += 2
+    assert place > 100
+
+
+@lost_sockets_are_closed
+def test_an_interrupt_in_any_place_leaves_the_background_usable(
+    interrupted_client: BertClient,
+) -> None:
+    client, place = interrupted_client, 0
+
+    def call() -> None:
+        client.encode(["a", "b"], blocking=False)
+        client.fetch_all()
+
+    while interrupted_at(call, place):
+        client.fetch_all()
+        client.encode("one", blocking=False)
+        assert np.array_equal(client.fetch_all()[0], fake_embedding("one", DIM)), place
+        place += 1
+    assert place > 50
+
+
+@lost_sockets_are_closed
+def test_signals_at_any_time_leave_the_client_usable(interrupted_client: BertClient) -> None:
+    chance, client = random.Random(1), interrupted_client
+    rows = [f"row {number}" for number in range(2_000)]
+    for number in range(100):
+        interrupted(lambda: client.encode(rows), 0.02 * chance.random() ** 3 + 1e-6)
+        assert still_answers(client, f"after interrupt {number}")
+
+
+@lost_sockets_are_closed
+def test_interrupted_calls_give_their_place_to_others(fake_server: ServerProcess) -> None:
+    place = 0
+    with ConcurrentBertClient(max_concurrency=1, port=fake_server.port, timeout=5_000) as client:
+        while interrupted_at(lambda: client.encode("a"), place):
+            assert still_answers(client, f"after an interrupt at place {place}")
+            place += 3
+    assert place > 100
 
 
 # asyncio

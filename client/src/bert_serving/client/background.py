@@ -1,8 +1,9 @@
 """A thread with a connection of its own, for what goes on while the caller does other things.
 
 Calls that are not waited for, and what others send to a group, need somebody who moves
-their messages in the meantime. Only this thread touches the socket; the session is shared
-under one lock, which is never held while anybody waits for the network.
+their messages in the meantime. Only this thread touches the socket and starts and ends
+calls, as an interrupt can't hit it. What the session has is read under one lock, which is
+never held while anybody waits for the network.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import socket as sockets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -44,7 +46,9 @@ class Background:
         self._connection = connection
         self._release = release
         self._is_stopping = False
-        self._changed = threading.Condition()
+        self._errands: deque[Callable[[], None]] = deque()  # of others, for the thread to do
+        self._lock = threading.RLock()  # the condition's own `with` is no step, but several
+        self._changed = threading.Condition(self._lock)
         self._bell, self._rope = sockets.socketpair()
         self._thread = threading.Thread(target=self._run, name="bert-serving-client", daemon=True)
 
@@ -65,38 +69,41 @@ class Background:
 
     def submit(self, call: Call, start: Callable[[Session, float], None]) -> None:
         """Start a call: `start(session, now)` hands it to the session."""
-        with self.locked():
+
+        def begin() -> None:
             if self.is_over:
                 call.finish(self.session.refusal)
             else:
                 start(self.session, time.monotonic())
 
+        self._send(begin)
+
     def wait_for(self, call: Call, start: Callable[[Session, float], None]) -> None:
         """Start a call and wait until it is done."""
-        done = threading.Event()
-        call.on_done = done.set
-        self.submit(call, start)
+        done = threading.Lock()  # an Event has steps between which it must not be interrupted
+        done.acquire()
+        call.on_done = done.release
         try:
-            done.wait()
+            self.submit(call, start)
+            done.acquire()
         except BaseException:  # an interrupt: tell the server, and let the caller see it
             self.abandon(call)
             raise
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has gone."""
-        with self.locked():
-            self.session.abandon(call)
+        self._send(lambda: self.session.abandon(call))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the thread, which then sends what the session has to send."""
-        with self._changed:
+        with self._lock:
             yield
         self._wake()
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Wait until a condition of the session holds, or the thread or the time has ended."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(
                 lambda: self.is_over or condition(), min(timeout_s, threading.TIMEOUT_MAX)
             )
@@ -118,19 +125,33 @@ class Background:
             self._end(error)
 
     def _move(self) -> int | None:
-        with self._changed:
+        with self._lock:
+            self._do_errands()
             self._connection.move()
             self._changed.notify_all()
             return self._connection.wait_ms()
 
     def _end(self, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self.is_over = True
             self.session.close(self.session.refusal or error)
+            self._do_errands()
             self._changed.notify_all()
         self._release(self._connection)
         self._bell.close()
         self._rope.close()
+
+    def _send(self, errand: Callable[[], None]) -> None:
+        self._errands.append(errand)
+        if self.is_over:
+            self._do_errands()
+        else:
+            self._wake()
+
+    def _do_errands(self) -> None:
+        with suppress(IndexError):  # there is none left: at the end, several threads look
+            while True:
+                self._errands.popleft()()
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: it will wake anyway; closed: it is over

@@ -81,8 +81,7 @@ class ConnectedClient:
         """The server's settings, statistics, `state` and `workers`."""
         with self._connections().connection(self._timeout_s) as connection:
             call = StatusCall(self._timeout_s)
-            connection.session.request_status(call, time.monotonic())
-            connection.wait_for(call)
+            connection.wait_for(call, lambda session, now: session.request_status(call, now))
         call.raise_error()
         return dict(call.status)
 
@@ -164,8 +163,7 @@ class ConnectedClient:
                 member.wait_for(call, lambda session, now: session.submit(call, now))
                 return options.finished_encoding(call, member.session)
             with self._connections().connection(self._timeout_s) as connection:
-                connection.session.submit(call, time.monotonic())
-                connection.wait_for(call)
+                connection.wait_for(call, lambda session, now: session.submit(call, now))
                 return options.finished_encoding(call, connection.session)
         finally:
             if progress:

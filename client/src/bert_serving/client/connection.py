@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import zmq
@@ -12,11 +13,13 @@ import zmq
 from .calls import Call
 from .endpoint import Endpoint
 from .errors import RequestTimeout
+from .messages import Cancel
 from .session import Session
 from .sockets import new_socket, received_messages, send_frames
 from .unreachable import unreachable
 
 MAX_RECEIVED_AT_ONCE = 64
+FAREWELL_MS = 200  # longest delay of a close to tell the server what need not be computed
 
 
 def open_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
@@ -38,16 +41,26 @@ class Connection:
         endpoint: where the server is.
         client: how the session introduces itself.
 
+    Attributes:
+        is_idle: no call is under way, and none was left in its middle: an interrupt may come
+            between any two steps, so that nothing is known of the session and the socket then.
+
     """
 
     def __init__(self, context: zmq.Context[Any], endpoint: Endpoint, client: str) -> None:
         self.session = Session(client, endpoint.address)
+        self.is_idle = True
         self._endpoint = endpoint
+        self._is_sending = False
         self._socket = open_socket(context, endpoint)
 
     def close(self) -> None:
-        """Close the socket; what was not sent is dropped."""
-        self._socket.close()
+        """Close the socket; if a call was left in its middle, the server is told."""
+        try:
+            if not self.is_idle:
+                self._cancel_all()
+        finally:
+            self._socket.close()
 
     def handshake(self, timeout_s: float) -> None:
         """Say hello and wait for the answer, which the session keeps as its `welcome`.
@@ -58,22 +71,22 @@ class Connection:
 
         """
         call = Call(timeout_s)
-        self.session.hello(call, time.monotonic())
-        self.wait_for(call)
+        self.wait_for(call, lambda session, now: session.hello(call, now))
         if isinstance(call.error, RequestTimeout):
             raise unreachable(self._endpoint, timeout_s)
         call.raise_error()
 
-    def wait_for(self, call: Call) -> None:
-        """Move messages until a call is done."""
-        try:
-            self._send_all()  # which may already end it: an iterator without rows, a wrong row
-            while not call.is_done:
-                self._turn()
-        except BaseException:  # an interrupt: tell the server, and let the caller see it
-            self.session.abandon(call)
-            self._send_all()
-            raise
+    def wait_for(self, call: Call, start: Callable[[Session, float], None]) -> None:
+        """Start a call (`start(session, now)` hands it to the session) and wait until it is done.
+
+        If this is interrupted, the connection can only be closed.
+        """
+        self.is_idle = False
+        start(self.session, time.monotonic())
+        self._send_all()  # which may already end it: an iterator without rows, a wrong row
+        while not call.is_done:
+            self._turn()
+        self.is_idle = True
 
     def wait_ms(self) -> int | None:
         """Return how long there is nothing to do if nothing arrives; None for ever."""
@@ -99,7 +112,19 @@ class Connection:
 
     def _send_all(self) -> None:
         while frames := self.session.next_message(time.monotonic()):
+            self._is_sending = True
             send_frames(self._socket, frames)
+            self._is_sending = False
+
+    def _cancel_all(self) -> None:
+        """Tell the server not to compute what is open: it does not see who has gone."""
+        ids = self.session.open_ids
+        with suppress(zmq.ZMQError):
+            if self._is_sending:  # what has begun is ended, as a message that will be refused
+                send_frames(self._socket, [b""])
+            if ids:
+                send_frames(self._socket, Cancel(ids).to_frames())
+                self._socket.linger = FAREWELL_MS
 
 
 def receive_all(socket: zmq.Socket[Any], receive: Callable[[list[memoryview], float], None]) -> int:

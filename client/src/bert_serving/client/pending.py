@@ -37,6 +37,7 @@ class DoneCall(NamedTuple):
     id: int
     call: EncodeCall
     session: Session
+    rows: int
 
 
 class _Submitted(NamedTuple):
@@ -49,9 +50,10 @@ class PendingCalls:
     """Calls on their way, and those that are done and not taken; for any number of threads."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # taken under a background's lock, never around it
+        self._lock = threading.RLock()  # taken under a background's lock, never around it
+        self._changed = threading.Condition(self._lock)
         self._submitted: dict[int, _Submitted] = {}
-        self._done: deque[int | Exception] = deque()  # or why one could not be submitted
+        self._done: deque[DoneCall | Exception] = deque()  # or why one could not be submitted
         self._rows = 0
         self._is_fed = False
         self._is_abandoned = False
@@ -60,17 +62,25 @@ class PendingCalls:
     @property
     def ids(self) -> set[int]:
         """The numbers of all calls that are not taken."""
-        with self._changed:
-            return set(self._submitted)
+        with self._lock:
+            done = {done.id for done in self._done if isinstance(done, DoneCall)}
+            return done.union(self._submitted)
 
     def submit(self, request_id: int, call: EncodeCall, background: Background) -> None:
         """Start a call."""
         call.on_done = partial(self._note_done, request_id)
         rows = call.total or 1
-        with self._changed:
-            self._submitted[request_id] = _Submitted(call, background, rows)
-            self._rows += rows
-        background.submit(call, lambda session, now: session.submit(call, now))
+        try:
+            with self._lock:
+                self._submitted[request_id] = _Submitted(call, background, rows)
+                self._rows += rows
+            background.submit(call, lambda session, now: session.submit(call, now))
+        except BaseException:  # an interrupt: nobody must wait for what may not be under way
+            with self._lock:
+                if self._submitted.pop(request_id, None) is not None:
+                    self._rows -= rows
+            background.abandon(call)
+            raise
 
     def take(self) -> DoneCall | None:
         """Wait for a call to be done and return it; None if there is none to wait for.
@@ -78,7 +88,7 @@ class PendingCalls:
         Raises why a batch of `feed` could not be submitted and, when all that came before is
         taken, whatever its source has raised.
         """
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._done or not (self._submitted or self._is_fed))
             if not self._done:
                 error, self._feed_error = self._feed_error, None
@@ -90,22 +100,23 @@ class PendingCalls:
             if isinstance(done, Exception):
                 self._rows -= 1
                 raise done
-            return self._pop(done)
+            self._rows -= done.rows
+            return done
 
     def take_all(self) -> list[DoneCall]:
         """Wait for all calls to be done and return them.
 
         If one has ended with an error, it is returned alone, and the others stay.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._done) >= len(self._submitted))
-            ids = [done for done in self._done if isinstance(done, int)]
-            failed = [done for done in ids if self._submitted[done].call.error is not None]
-            taken = failed[:1] or ids
-            for done in taken:
-                self._done.remove(done)
+        with self._lock:
+            self._changed.wait_for(lambda: not self._submitted)
+            done = [done for done in self._done if isinstance(done, DoneCall)]
+            taken = [done for done in done if done.call.error is not None][:1] or done
+            for one in taken:
+                self._done.remove(one)
+                self._rows -= one.rows
             self._changed.notify_all()
-            return [self._pop(done) for done in taken]
+            return taken
 
     def feed(self, batches: Iterable[Any], submit: Callable[[Any], None]) -> None:
         """Submit batches in a thread of their own, not far ahead of who takes the answers."""
@@ -115,25 +126,20 @@ class PendingCalls:
 
     def stop_feeding(self) -> None:
         """Take no more from what feeds them."""
-        with self._changed:
+        with self._lock:
             self._is_abandoned = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
         """Forget all calls, and take no more from what feeds them."""
         self.stop_feeding()
-        with self._changed:
+        with self._lock:
             submitted = list(self._submitted.values())
             self._submitted.clear()
             self._done.clear()
             self._changed.notify_all()
         for call, background, _ in submitted:
             background.abandon(call)
-
-    def _pop(self, request_id: int) -> DoneCall:
-        call, background, rows = self._submitted.pop(request_id)
-        self._rows -= rows
-        return DoneCall(request_id, call, background.session)
 
     def _feed(self, batches: Iterable[Any], submit: Callable[[Any], None]) -> None:
         try:
@@ -146,26 +152,28 @@ class PendingCalls:
         except BaseException as error:  # noqa: BLE001  # it is the taker's, whatever it is
             self._feed_error = error
         finally:
-            with self._changed:
+            with self._lock:
                 self._is_fed = False
                 self._changed.notify_all()
 
     def _has_room(self) -> bool:
         """Wait until more may be submitted; false if nobody wants it any more."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._is_abandoned or self._rows < MAX_ROWS_AHEAD)
             return not self._is_abandoned
 
     def _note_error(self, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self._rows += 1  # so that these don't run ahead either
             self._done.append(error)
             self._changed.notify_all()
 
     def _note_done(self, request_id: int) -> None:
-        with self._changed:
-            if request_id in self._submitted:
-                self._done.append(request_id)
+        with self._lock:
+            submitted = self._submitted.pop(request_id, None)
+            if submitted is not None:
+                call, background, rows = submitted
+                self._done.append(DoneCall(request_id, call, background.session, rows))
                 self._changed.notify_all()
 
 

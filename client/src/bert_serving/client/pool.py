@@ -2,6 +2,9 @@
 
 Each call borrows a connection of its own, so that threads never wait for one another
 unless they are more than the pool may have; one that is given back is used again.
+
+An interrupt may come between any two steps of a call, also in here. So nothing is counted
+that could come to be counted wrongly: what is lost on the way is found by Python itself.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import zmq
@@ -48,9 +53,11 @@ class ConnectionPool:
         self._context: zmq.Context[Any] = zmq.Context()
         self._lock = threading.Lock()
         self._max_connections = max_connections
-        self._places = threading.Semaphore(max_connections) if max_connections else None
+        self._places: SimpleQueue[_Place] = SimpleQueue()
+        for _ in range(max_connections or 0):
+            self._places.put(_Place(weakref.ref(self._places)))
         self._idle: list[Connection] = []
-        self._borrowed = 0
+        self._lent: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     @contextmanager
     def connection(self, timeout_s: float = math.inf) -> Iterator[Connection]:
@@ -87,26 +94,28 @@ class ConnectionPool:
         with self._lock:
             self.is_closed = True
             idle, self._idle = self._idle, []
-            is_unused = self._borrowed == 0
+            is_unused = not self._lent
         for connection in idle:
             connection.close()
         if is_unused:
-            self._context.term()
+            self._context.destroy()
 
     @contextmanager
     def _place(self, timeout_s: float) -> Iterator[None]:
-        if self._places is None:
+        if self._max_connections is None:
             yield
             return
-        if not self._places.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+        try:
+            place = self._places.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+        except Empty:
             raise RequestTimeout(
                 f"all {self._max_connections} connections (max_concurrency) were in use for "
                 f"{timeout_s * 1000:.0f} ms (timeout): raise one of the two"
-            )
+            ) from None
         try:
             yield
         finally:
-            self._places.release()
+            place.leave()
 
     def _handshake(self, connection: Connection) -> None:
         if connection.session.welcome is None:
@@ -116,16 +125,19 @@ class ConnectionPool:
         with self._lock:
             if self.is_closed:
                 raise ValueError("this BertClient is closed")
-            connection = self._idle.pop() if self._idle else None
-            self._borrowed += 1
-        return connection or Connection(self._context, self._endpoint, self._name)
+            if self._idle:
+                connection = self._idle.pop()
+            else:
+                connection = Connection(self._context, self._endpoint, self._name)
+            self._lent.add(connection)
+            return connection
 
     def _give_back(self, connection: Connection) -> None:
         session = connection.session
+        usable = connection.is_idle and session.welcome is not None and session.refusal is None
         with self._lock:
-            usable = session.welcome is not None and session.refusal is None
             if usable and not self.is_closed and len(self._idle) < MAX_IDLE_CONNECTIONS:
-                self._borrowed -= 1
+                self._lent.discard(connection)
                 self._idle.append(connection)
                 return
         self._close(connection)
@@ -133,7 +145,24 @@ class ConnectionPool:
     def _close(self, connection: Connection) -> None:
         connection.close()
         with self._lock:
-            self._borrowed -= 1
-            is_last = self.is_closed and self._borrowed == 0
+            self._lent.discard(connection)
+            is_last = self.is_closed and not self._lent
         if is_last:
-            self._context.term()
+            self._context.destroy()
+
+
+class _Place:
+    """Room for one call; free again when it is left, or when nobody holds it any more."""
+
+    def __init__(self, places: weakref.ref[SimpleQueue[_Place]]) -> None:
+        self._places = places
+        self._is_left = False
+
+    def leave(self) -> None:
+        """Let another call in."""
+        places = self._places()
+        if not self._is_left and places is not None:
+            places.put(_Place(self._places))
+        self._is_left = True
+
+    __del__ = leave

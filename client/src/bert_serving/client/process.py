@@ -47,9 +47,10 @@ class ClientProcess:
         """Return the thread that moves what nobody waits for; it is started if there is none."""
         with self._lock:
             if self._background is None or self._background.is_over:
-                self._background = Background(self.pool.take(), self.pool.release)
-                self._background.start()
-                weakref.finalize(self, self._background.stop)  # a client need not be closed
+                background = Background(self.pool.take(), self.pool.release)
+                weakref.finalize(self, background.stop)  # a client need not be closed
+                background.start()
+                self._background = background
             return self._background
 
     def member(self) -> Background | None:

@@ -93,6 +93,11 @@ class Session:
         return bool(self._hellos or (self._cutting and not self.is_welcome))
 
     @property
+    def open_ids(self) -> list[int]:
+        """The requests that the server may have and has not answered."""
+        return list(self._open)
+
+    @property
     def limits(self) -> Limits:
         """How to cut requests, as the server's welcome says."""
         return self.welcome.limits if self.welcome is not None else Limits()

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 from bert_serving.client import BertClient
 
@@ -76,6 +76,8 @@ class ServerProcess:
         environment: on top of the test's own.
         port: its native port; any free one by default.
         ready_file: a file of its own in `folder` by default.
+        stderr: where its log goes, if not to a file in `folder`.
+        prefix: what stands before its command, and runs it.
 
     """
 
@@ -86,12 +88,15 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         port: int = 0,
         ready_file: Path | None = None,
+        stderr: int | IO[bytes] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         name = uuid.uuid4().hex[:8]
         self.mark = name
         self.ready_file = ready_file or folder / f"{name}.ready"
         self.log_file = folder / f"{name}.log"
         command = [
+            *prefix,
             COMMANDS / "bert-serving-start",
             *options,
             *("-port", str(port)),
@@ -101,7 +106,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 stdout=log,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 env={**os.environ, **(environment or {}), MARK: name},
             )
 

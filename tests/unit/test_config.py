@@ -46,6 +46,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "max_request_bytes": (["4096"], 4096),
     "batch_timeout": (["0.5"], 0.5),
     "drain_timeout": (["2"], 2.0),
+    "log_format": (["json"], "json"),
 }
 FLAGS = [entry.name for entry in option_fields() if entry.default is False]
 

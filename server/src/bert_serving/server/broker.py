@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from bert_serving.client.errors import MalformedMessage, ProtocolError
+from bert_serving.client.errors import MalformedMessage, ProtocolError, VersionMismatch
 from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header
 from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
@@ -51,7 +51,7 @@ CLIENT_ACTIVE_S = 60.0  # a client that was heard of in that time is active
 
 def run(config: BrokerConfig) -> int:
     """Live the broker's life: open, announce, loop, drain, close."""
-    logs.set_up("broker", verbose=config.verbose)
+    logs.set_up("broker", verbose=config.verbose, log_format=config.log_format)
     context: zmq.Context[Any] = zmq.Context()
     broker = Broker(config, context)
     try:
@@ -160,7 +160,7 @@ class Broker:
         try:
             request = parse_request([frame.buffer for frame in frames[1:]])
         except ProtocolError as error:
-            log.warning("a client sent what cannot be read: %s", error)
+            log.warning("a client sent what cannot be read: %s", _described(error, frames))
             request_id = getattr(error, "request_id", None)
             answer = ErrorAnswer(request_id, "invalid_request", str(error))
             self._send(self._frontend, [route, *answer.to_frames()])
@@ -335,6 +335,15 @@ class Broker:
             retry_after_ms = round(action.retry_after_s * 1000)
         answer = ErrorAnswer(action.request_id, action.code, action.message, retry_after_ms)
         self._answer(action.client, answer.to_frames())
+
+
+def _described(error: ProtocolError, frames: Sequence[Any]) -> str:
+    """Return for the log what is wrong: the error's own words may quote what the client sent."""
+    if isinstance(error, VersionMismatch):
+        return str(error)
+    sizes = ", ".join(str(len(frame)) for frame in frames[1:9])
+    more = " and more" if len(frames) > 9 else ""
+    return f"{type(error).__name__}, in frames of {sizes or 'no'} bytes{more}"
 
 
 def _is_result(header: Buffer) -> bool:

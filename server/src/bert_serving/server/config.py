@@ -304,6 +304,12 @@ class ServerConfig:
     )
 
     verbose: bool = option(False, "logging", "log more")
+    log_format: str = option(
+        "text",
+        "logging",
+        "lines on standard error: text for people, or json for what collects them",
+        choices=("text", "json"),
+    )
 
     http_max_connect: int | None = option(
         None, _ACCEPTED, "", parse=_number(1), metavar="N", ignored=_NO_HTTP

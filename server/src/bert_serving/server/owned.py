@@ -27,7 +27,7 @@ def main() -> int:
     for name in ("pooling_layer", "device_map"):
         settings[name] = tuple(settings[name])
     config = ServerConfig(**settings)
-    logs.set_up("server", verbose=config.verbose)
+    logs.set_up("server", verbose=config.verbose, log_format=config.log_format)
     threading.Thread(target=_end_after, args=(owner,), name="owner", daemon=True).start()
     try:
         return supervisor.serve(config)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
+
+from . import logs
 
 
 class ReadyFileError(Exception):
@@ -18,8 +19,7 @@ def announce(addresses: dict[str, Any], file: str | None) -> None:
     if file is not None:
         _write_atomically(Path(file), json.dumps(addresses) + "\n")
     words = " ".join(f"{name}={_word(value)}" for name, value in addresses.items())
-    sys.stderr.write(f"ready {words}\n")
-    sys.stderr.flush()
+    logs.write_ready(f"ready {words}", **addresses)
 
 
 def remove_stale(file: str | None) -> None:

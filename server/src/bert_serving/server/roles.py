@@ -31,6 +31,7 @@ class BrokerConfig:
         default_view: for the welcome.
         settings: the operator's options, for the status.
         verbose: log more.
+        log_format: text or json.
 
     """
 
@@ -44,6 +45,7 @@ class BrokerConfig:
     default_view: View
     settings: dict[str, Any]
     verbose: bool
+    log_format: str = "text"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BrokerConfig:
@@ -65,6 +67,7 @@ class WorkerConfig:
         default_view: fills the open fields of a request's view.
         max_batch_size: rows a batch, at most; None leaves it to the tokens.
         verbose: log more.
+        log_format: text or json.
         overlap: read batches and send answers while the device computes; None for yes where
             the device is not a CPU.
 
@@ -77,6 +80,7 @@ class WorkerConfig:
     default_view: View
     max_batch_size: int | None
     verbose: bool
+    log_format: str = "text"
     overlap: bool | None = None
 
     @classmethod
@@ -102,6 +106,7 @@ class LegacyConfig:
         pads_to_limit: under pooling none, every row is padded to the longest that there can
             be, not to the longest of its request.
         verbose: log more.
+        log_format: text or json.
 
     """
 
@@ -113,6 +118,7 @@ class LegacyConfig:
     show_tokens: bool
     pads_to_limit: bool
     verbose: bool
+    log_format: str = "text"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LegacyConfig:
@@ -141,6 +147,7 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
         default_view=config.default_view,
         settings={**asdict(config), "num_worker": num_worker},
         verbose=config.verbose,
+        log_format=config.log_format,
     )
 
 
@@ -175,6 +182,7 @@ def worker_config(
         default_view=config.default_view,
         max_batch_size=config.max_batch_size,
         verbose=config.verbose,
+        log_format=config.log_format,
     )
 
 
@@ -202,6 +210,7 @@ def legacy_config(
         show_tokens=config.show_tokens_to_client,
         pads_to_limit=config.fixed_embed_length or config.max_seq_len is not None,
         verbose=config.verbose,
+        log_format=config.log_format,
     )
 
 

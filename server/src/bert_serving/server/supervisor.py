@@ -57,7 +57,7 @@ CAUSES = (StartError, PlacementError, control.ControlError, ready.ReadyFileError
 
 def run(config: ServerConfig) -> int:
     """Live the server's life; returns the exit status, and logs what kept it from starting."""
-    logs.set_up("server", verbose=config.verbose)
+    logs.set_up("server", verbose=config.verbose, log_format=config.log_format)
     try:
         return serve(config)
     except CAUSES as error:

@@ -55,7 +55,12 @@ FLUSH_MS = 2_000
 
 def run(config: WorkerConfig) -> int:
     """Live the worker's life: announce, load, announce again, loop, close."""
-    logs.set_up(f"worker {config.worker_id}", verbose=config.verbose)
+    logs.set_up(
+        "worker",
+        verbose=config.verbose,
+        log_format=config.log_format,
+        worker=config.worker_id,
+    )
     Parent().watch()  # a model that hangs, or loads for long, must not outlive the server
     if config.cores:
         os.sched_setaffinity(0, config.cores)

@@ -21,7 +21,7 @@ from bert_serving.client.calls import Call, EncodeCall, EncodeOptions, StatusCal
 from bert_serving.client.chunking import RowSource
 from bert_serving.client.connection import open_socket, receive_all
 from bert_serving.client.endpoint import Endpoint
-from bert_serving.client.errors import Unavailable
+from bert_serving.client.errors import ServerError, Unavailable
 from bert_serving.client.options import EMBEDDING, finished_encoding
 from bert_serving.client.session import Session
 from bert_serving.client.sockets import received_messages, send_frames
@@ -63,7 +63,7 @@ TURN_S = 1.0  # longest sleep: how soon an orphan notices
 
 def run(config: LegacyConfig) -> int:
     """Live the gateway's life: open, loop, drain, close."""
-    logs.set_up("legacy", verbose=config.verbose)
+    logs.set_up("legacy", verbose=config.verbose, log_format=config.log_format)
     context: zmq.Context[Any] = zmq.Context()
     gateway = LegacyGateway(config, context)
     try:
@@ -274,7 +274,9 @@ class LegacyGateway:
             self._refuse(request, error)
 
     def _refuse(self, request: LegacyRequest, error: Exception) -> None:
-        log.warning("request %s of %r: %s", request.request_id.decode(), request.client, error)
+        # what the server says may quote a text: the client is told, the log is not
+        why = error.code if isinstance(error, ServerError) else error
+        log.warning("request %s of %r: %s", request.request_id.decode(), request.client, why)
         self._answers.append(error_answer(request, str(error)))
 
     def _hold_open(self, call: Call, nbytes: int) -> None:

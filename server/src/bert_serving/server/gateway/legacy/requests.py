@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +63,9 @@ def parse_request(frames: Sequence[bytes]) -> LegacyRequest:
             f"an identity of {len(identity)} bytes, expected 1 to {MAX_IDENTITY_BYTES}"
         )
     if not request_id.isdigit() or len(request_id) > MAX_ID_DIGITS:
-        raise Unanswerable(f"the request id {reprlib.repr(request_id)}, expected digits")
+        raise Unanswerable(
+            f"a request id of {len(request_id)} bytes, expected 1 to {MAX_ID_DIGITS} digits"
+        )
     return LegacyRequest(identity, request_id, body)
 
 

@@ -27,6 +27,7 @@ def run_folder() -> Iterator[Path]:
     for name in [name for name in os.environ if name.startswith("BERT_SERVING_")]:
         del os.environ[name]
     os.environ.update(HF_HUB_OFFLINE="1", TMPDIR=str(folder), XDG_RUNTIME_DIR=str(folder))
+    os.environ["BERT_SERVING_NUM_WORKER"] = "1"  # not measured, which takes seconds a model
     tempfile.tempdir = None  # so that TMPDIR is looked up again
     yield folder
     os.environ.clear()

@@ -196,7 +196,7 @@ class ServerConfig:
     num_worker: int | None = option(
         None,
         "devices",
-        "worker processes; default: one a visible GPU, or one for all CPU cores",
+        "worker processes; default: one a visible GPU; on a CPU, measured at the first start",
         parse=_number(1),
         metavar="N",
     )

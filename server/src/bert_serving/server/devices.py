@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from .config import ServerConfig
 
@@ -42,7 +44,7 @@ def place_workers(config: ServerConfig) -> list[Placement]:
             + (f"visible are {' '.join(map(str, gpus))}" if gpus else "none is visible")
         )
     gpus = list(config.device_map) or gpus
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = own_cores()
     num_cores = len(cores) or os.cpu_count() or 1
     num_worker = config.num_worker or max(len(gpus), 1)
     placements = []
@@ -54,6 +56,16 @@ def place_workers(config: ServerConfig) -> list[Placement]:
     return placements
 
 
+def own_cores() -> list[int]:
+    """Return the CPU cores that this process may use; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def is_for_cpu(config: ServerConfig) -> bool:
+    """Return whether the workers compute on a CPU."""
+    return config.cpu or not (config.device_map or visible_gpus())
+
+
 def visible_gpus() -> list[int]:
     """Return the numbers of the GPUs this process may use, without loading torch or CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -62,6 +74,17 @@ def visible_gpus() -> list[int]:
             range(len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
         )
     return list(range(len(glob.glob("/dev/nvidia[0-9]*"))))  # noqa: PTH207  # no folder to be in
+
+
+def processor_name() -> str:
+    """Return what the CPU calls itself, exactly enough to know that measurements are its own."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("cpu family", "model", "model name")
+    values = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    return " ".join(values.get(name, "") for name in wanted)
 
 
 def _share(cores: list[int], number: int, num_worker: int) -> list[int]:

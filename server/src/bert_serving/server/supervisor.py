@@ -29,6 +29,7 @@ from bert_serving.client.frames import decode_message
 from . import control, exit_codes, logs, processes, ready
 from .config import ServerConfig, option_fields
 from .devices import PlacementError, place_workers
+from .layout_calibration import with_num_worker
 from .processes import Child
 from .roles import (
     LegacyConfig,
@@ -74,6 +75,8 @@ def serve(config: ServerConfig) -> int:
 
     """
     _warn_of_ignored(config)
+    ready.remove_stale(config.ready_file)
+    config = with_num_worker(config)
     with Supervisor(config) as supervisor, _signals(supervisor):
         supervisor.start()
         return supervisor.watch()
@@ -150,7 +153,6 @@ class Supervisor:
                 "bert-as-service: give -legacy_port as well, or neither"
             )
         placements = place_workers(self._config)
-        ready.remove_stale(self._config.ready_file)
         self._bind(self._addresses.supervisor)
         self._bound_files.append(control.socket_file(self._addresses.backend))
         self._broker = processes.start(

@@ -6,10 +6,8 @@ it, and version of what computes. A file that cannot be read or written is as no
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +15,10 @@ from typing import Any
 
 import torch
 
+from bert_serving.server.devices import processor_name
 from bert_serving.server.version import __version__
 
-from .cache import cache_folder, digest
+from .cache import cache_folder, digest, keep, read_kept
 from .calibration import Calibration
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def calibration_path(settings: Mapping[str, Any], dtype: torch.dtype, device: to
     if device.type == "cuda":
         machine = torch.cuda.get_device_name(device)
     else:
-        machine = f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+        machine = f"{processor_name()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
     key = [settings, str(dtype), device.type, machine, torch.__version__, __version__]
     return cache_folder() / f"calibration-{digest(key)}.json"
 
@@ -45,11 +44,11 @@ def calibration_path(settings: Mapping[str, Any], dtype: torch.dtype, device: to
 def read_calibration(path: Path) -> Calibration | None:
     """Return the calibration that is kept there; None if there is none."""
     try:
-        kept = json.loads(path.read_bytes())
+        kept = read_kept(path)
+        if kept is None:
+            return None
         rates = {int(budget): float(rate) for budget, rate in kept["tokens_per_s"].items()}
         return Calibration(int(kept["max_batch_tokens"]), rates, kept["share"])
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("%s: no calibration in it: measuring again (%s)", path, error)
         return None
@@ -57,20 +56,4 @@ def read_calibration(path: Path) -> Calibration | None:
 
 def keep_calibration(path: Path, calibration: Calibration) -> None:
     """Keep a calibration: whole, or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(calibration)), "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        logger.info("the calibration is not kept: %s: %s", path, error.strerror or error)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("cpu family", "model", "model name")
-    values = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    return " ".join(values.get(name, "") for name in wanted)
+    keep(path, asdict(calibration))

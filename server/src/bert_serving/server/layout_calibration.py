@@ -1,0 +1,138 @@
+"""Measuring how many workers a CPU is best shared by, once for a model on a machine.
+
+Each layout is tried with the models of real workers, all at once: what they take from each
+other, caches and memory bandwidth, is what there is to find out.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .bare_model import BareModelError, bare_model
+from .config import ServerConfig
+from .control import Addresses
+from .devices import is_for_cpu, own_cores, place_workers, processor_name
+from .layouts import Layout, LayoutCalibration, calibrate_layout, layouts
+from .model.cache import cache_folder, digest, keep, read_kept
+from .roles import worker_config
+from .version import __version__
+
+log = logging.getLogger("bert_serving.layouts")
+
+MEASURE_S = 1.0
+MEASURED_TOKENS = 1024  # at a time, where that is not chosen: near the best for any share of cores
+MEMORY_SHARE = 0.5  # of what is available, which all workers together may take
+_DECISIVE = ("model_dir", "tuned_model_dir", "dtype", "fp16", "compile", "max_seq_len")
+_MADE_FOR_TESTS = "fake:"
+
+
+def with_num_worker(config: ServerConfig) -> ServerConfig:
+    """Return the options with the number of workers that computes the most.
+
+    Where it was asked for, or there is nothing to choose (GPUs, one core), they stay as they
+    are. So they do if the model cannot be loaded: its worker will say why.
+    """
+    candidates = layouts(len(own_cores()) or 1)
+    is_chosen = config.num_worker is not None or config.num_threads is not None
+    is_fake = (config.model_dir or "").startswith(_MADE_FOR_TESTS)
+    if is_chosen or is_fake or len(candidates) == 1 or not is_for_cpu(config):
+        return config
+    path = _path(config, candidates[0].num_threads)
+    calibration = read_layout(path)
+    if calibration is not None:
+        log.info("calibrated before: %s; remove %s to measure again", calibration, path)
+    else:
+        log.info("measuring how many workers are best: this takes some seconds, once")
+        calibration = calibrate_layout(candidates, _Measurement(config))
+        if calibration is None:
+            return config
+        log.info("calibrated: %s; kept in %s", calibration, path)
+        keep(path, asdict(calibration))
+    return replace(config, num_worker=calibration.num_worker)
+
+
+class _Measurement:
+    """Layouts tried with the model of some options."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._memory_kib = 0  # of one worker
+
+    def __call__(self, layout: Layout) -> float | None:
+        """Return how many tokens a second all workers compute together."""
+        if self._memory_kib * layout.num_worker > MEMORY_SHARE * _available_kib():
+            return None
+        tokens = self._config.max_batch_tokens or MEASURED_TOKENS  # or each would calibrate
+        config = replace(self._config, num_worker=layout.num_worker, max_batch_tokens=tokens)
+        nowhere = Addresses(supervisor="", backend="")
+        placements = place_workers(config)
+        with ExitStack() as processes:
+            try:
+                models = [
+                    processes.enter_context(
+                        bare_model(worker_config(config, nowhere, number, placement), quiet=True)
+                    )
+                    for number, placement in enumerate(placements)
+                ]
+                for model in models:
+                    model.wait_loaded()
+                self._memory_kib = self._memory_kib or _memory_kib(models[0].pid)
+                for model in models:
+                    model.start_computing(MEASURE_S)
+                return sum(model.tokens_per_s(MEASURE_S) for model in models)
+            except BareModelError as error:
+                log.info("%s could not be measured: %s", layout, error)
+                return None
+
+
+def _path(config: ServerConfig, num_cores: int) -> Path:
+    """Return where a model's calibration on this machine is kept."""
+    settings = asdict(config)
+    decisive = [settings[name] for name in _DECISIVE]
+    torch = importlib.metadata.version("torch")
+    key = [decisive, _model_file(config), processor_name(), num_cores, torch, __version__]
+    return cache_folder() / f"layout-{digest(key)}.json"
+
+
+def _model_file(config: ServerConfig) -> str:
+    """Return the model's own configuration, if it is a directory: its name may mean another."""
+    try:
+        return (Path(config.model_dir or "") / "config.json").read_text("utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def read_layout(path: Path) -> LayoutCalibration | None:
+    """Return the calibration that is kept there; None if there is none."""
+    try:
+        kept: Any = read_kept(path)
+        if kept is None:
+            return None
+        rates = {int(number): float(rate) for number, rate in kept["tokens_per_s"].items()}
+        if kept["num_worker"] not in rates:
+            raise ValueError("it chose what it had not measured")
+        return LayoutCalibration(kept["num_worker"], rates)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: no calibration in it: measuring again (%s)", path, error)
+        return None
+
+
+def _available_kib() -> int:
+    return _kib(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _memory_kib(pid: int) -> int:
+    return _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+
+
+def _kib(file: Path, name: str) -> int:
+    """Return a figure of the kernel's, in KiB."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise ValueError(f"{file} has no {name}")

@@ -1,0 +1,90 @@
+"""How the cores of a machine are shared out: how many workers, with how many threads each.
+
+One worker on all cores has the lowest latency and holds the model once; several spend less
+time waiting for their threads, where there are many cores. It decides, and measures nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+FEWEST_THREADS = 4
+"""Of a worker on a machine with more cores: below, a single sentence takes long."""
+
+GOOD_GAIN = 1.1
+"""What twice the workers must gain: they take twice the memory, and a sentence takes longer."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Equal workers that share all cores.
+
+    Attributes:
+        num_worker: how many.
+        num_threads: of each.
+
+    """
+
+    num_worker: int
+    num_threads: int
+
+    def __str__(self) -> str:
+        """Return it as in a log: 2 x 8 is two workers with eight threads each."""
+        return f"{self.num_worker} x {self.num_threads}"
+
+
+@dataclass(frozen=True)
+class LayoutCalibration:
+    """What was measured.
+
+    Attributes:
+        num_worker: the number of workers chosen.
+        tokens_per_s: the rate of all workers together, by their number.
+
+    """
+
+    num_worker: int
+    tokens_per_s: dict[int, float]
+
+    def __str__(self) -> str:
+        """Return a line for a log."""
+        rates = ", ".join(f"{number}: {rate:.0f}" for number, rate in self.tokens_per_s.items())
+        return f"num_worker={self.num_worker} (tokens/s by workers: {rates})"
+
+
+def layouts(num_cores: int) -> list[Layout]:
+    """Return what is worth measuring on so many cores, the fewest workers first."""
+    fewest = 1 if num_cores <= FEWEST_THREADS else FEWEST_THREADS
+    found = [Layout(1, num_cores)]
+    while num_cores // (found[-1].num_worker * 2) >= fewest:
+        num_worker = found[-1].num_worker * 2
+        found.append(Layout(num_worker, num_cores // num_worker))
+    return found
+
+
+def calibrate_layout(
+    candidates: Sequence[Layout], measure: Callable[[Layout], float | None]
+) -> LayoutCalibration | None:
+    """Return the layout to use: twice the workers as long as that gains a tenth.
+
+    Args:
+        candidates: the fewest workers first.
+        measure: returns the tokens a second of all workers of a layout together; None where
+            the machine cannot hold so many.
+
+    Returns:
+        None where the first could not be measured.
+
+    """
+    rates: dict[int, float] = {}
+    best = 0
+    for layout in candidates:
+        rate = measure(layout)
+        if rate is None:
+            break
+        rates[layout.num_worker] = rate
+        if best and rate < GOOD_GAIN * rates[best]:
+            break
+        best = layout.num_worker
+    return LayoutCalibration(best, rates) if rates else None

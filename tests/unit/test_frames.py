@@ -97,9 +97,6 @@ def test_a_header_that_is_no_map_with_string_keys_is_malformed(value: Any) -> No
         b"\x80\x80",
         b"\xa1\xff",
         b"\xa3\xed\xa0\x80",
-        b"\xdd\xff\xff\xff\xff",
-        b"\xdf\xff\xff\xff\xff",
-        b"\x91" * 5000 + b"\xc0",
         b"\xc7\x0c\xff" + b"\xff" * 12,
         b"\x81\x91\x01\x01",
     ],
@@ -107,7 +104,7 @@ def test_a_header_that_is_no_map_with_string_keys_is_malformed(value: Any) -> No
 )
 def test_what_is_no_single_msgpack_value_is_malformed(packed: bytes) -> None:
     with pytest.raises(MalformedMessage, match="valid msgpack"):
-        unpack(packed, 1 << 20, "header")
+        unpack(packed, "header", max_bytes=1 << 20, max_depth=16, max_items=1 << 10)
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from bert_serving.server.gateway.legacy.answers import (
 from bert_serving.server.gateway.legacy.mailbox import RETRY_S, Mailbox
 from bert_serving.server.gateway.legacy.requests import (
     MAX_BODY_BYTES,
+    MAX_LISTS,
     LegacyRequest,
     Unanswerable,
     parse_request,
@@ -55,6 +57,18 @@ def outcome(body: bytes) -> tuple[Any, str]:
 
 
 # requests
+
+
+def test_a_request_that_would_take_memory_out_of_proportion_is_refused_first() -> None:
+    lists = b"[" + b"[]," * MAX_LISTS + b"[]]"
+    objects = b"[" + b"{}," * 1_000_000 + b"{}]"
+    for body in (lists, objects):
+        tracemalloc.start()
+        rows, problem = outcome(body)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert rows is None and problem
+        assert peak < 4 * len(body)
 
 
 def test_four_frames_are_a_request() -> None:

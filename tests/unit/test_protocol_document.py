@@ -86,7 +86,11 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert limits == {
         "frames a message": frames.MAX_FRAMES,
         "bytes of a header": frames.MAX_HEADER_BYTES,
+        "levels of lists and maps in a header": frames.MAX_HEADER_DEPTH,
+        "items of all lists and maps of a header, keys included": frames.MAX_HEADER_ITEMS,
         "bytes of a rows or tokens buffer": rows.MAX_ROWS_BYTES,
+        "items of all lists of a rows buffer": rows.MAX_TEXT_ITEMS,
+        "items of all lists of a rows buffer of tokens": rows.MAX_TOKEN_ITEMS,
         "axes of an array": frames.MAX_ARRAY_DIMENSIONS,
         "rows a request": protocol.MAX_ROWS,
         "views a request": protocol.MAX_VIEWS,

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MalformedMessage, VersionMismatch
+from .structure import check_structure
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Header: TypeAlias = dict[str, Any]
@@ -27,6 +28,8 @@ VERSION_FRAME = PROTOCOL_NAME + bytes([PROTOCOL_VERSION])
 
 MAX_FRAMES = 4096
 MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_DEPTH = 16
+MAX_HEADER_ITEMS = 1 << 18  # the largest result has 150,000: row splits of 16 views
 MAX_ARRAY_DIMENSIONS = 4
 
 DTYPES = ("<f4", "<f2", "<i4", "<i8", "|u1")
@@ -71,7 +74,13 @@ def check_version(frames: Sequence[Buffer]) -> None:
 
 def decode_header(frame: Buffer) -> Header:
     """Unpack a header frame: a msgpack map with string keys."""
-    header = unpack(frame, MAX_HEADER_BYTES, "header")
+    header = unpack(
+        frame,
+        "header",
+        max_bytes=MAX_HEADER_BYTES,
+        max_depth=MAX_HEADER_DEPTH,
+        max_items=MAX_HEADER_ITEMS,
+    )
     if type(header) is not dict:
         raise MalformedMessage(f"the header is a {type(header).__name__}, expected a map")
     if not set(map(type, header)) <= {str}:
@@ -79,12 +88,13 @@ def decode_header(frame: Buffer) -> Header:
     return header
 
 
-def unpack(frame: Buffer, max_bytes: int, what: str) -> Any:
-    """Unpack one msgpack value; anything that does not parse is `MalformedMessage`."""
+def unpack(frame: Buffer, what: str, *, max_bytes: int, max_depth: int, max_items: int) -> Any:
+    """Unpack one msgpack value within bounds; anything else is `MalformedMessage`."""
     if len(frame) > max_bytes:
         raise MalformedMessage(
             f"the {what} has {len(frame)} bytes, at most {max_bytes} are allowed"
         )
+    check_structure(frame, what, max_depth=max_depth, max_items=max_items)
     try:
         return msgpack.unpackb(frame)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:

@@ -278,17 +278,19 @@ def _view_array(description: Header, values: npt.NDArray[Any], rows: int) -> Vie
 def _row_tokens(description: Any, buffers: Sequence[Buffer], total: int) -> RowTokens:
     if type(description) is not dict:
         raise MalformedMessage("tokens must be a map of descriptions")
-    texts = unpack(buffers[0], MAX_ROWS_BYTES, "tokens buffer")
-    if type(texts) is not list or not all(type(text) is str for text in texts):
-        raise MalformedMessage("the tokens buffer is no list of strings")
     ids = decode_array(description.get("ids"), buffers[1])
     segment_ids = decode_array(description.get("segment_ids"), buffers[2])
     if (ids.dtype.str, segment_ids.dtype.str) != ("<i4", "|u1"):
         raise MalformedMessage("token ids must be int32 and segment ids uint8")
-    if len(texts) != total or not ids.shape == segment_ids.shape == (total,):
-        raise MalformedMessage(
-            f"tokens, ids and segment ids are not {total} each, as n_tokens says"
-        )
+    if not ids.shape == segment_ids.shape == (total,):
+        raise MalformedMessage(f"ids and segment ids are not {total} each, as n_tokens says")
+    texts = unpack(
+        buffers[0], "tokens buffer", max_bytes=MAX_ROWS_BYTES, max_depth=1, max_items=total
+    )
+    if type(texts) is not list or not all(type(text) is str for text in texts):
+        raise MalformedMessage("the tokens buffer is no list of strings")
+    if len(texts) != total:
+        raise MalformedMessage(f"tokens are not {total}, as n_tokens says")
     return RowTokens(texts, ids, segment_ids)
 
 

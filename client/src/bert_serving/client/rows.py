@@ -16,6 +16,9 @@ Row: TypeAlias = Text | Tokens
 """A text, a pair of texts, a list of tokens, or a pair of lists of tokens."""
 
 MAX_ROWS_BYTES = 1 << 28
+MAX_TEXT_ITEMS = 3 << 13  # the most rows, each a list of two
+MAX_TOKEN_ITEMS = 1 << 20
+MAX_DEPTH = 3  # a list of rows, which are pairs, of lists of tokens
 
 
 def pack_rows(rows: Sequence[Row]) -> bytes:
@@ -36,7 +39,13 @@ def unpack_rows(buffer: Buffer, rows: int, *, is_tokenized: bool) -> list[Row]:
         MalformedMessage: not that many rows, or a row that is no text (or tokens).
 
     """
-    values = unpack(buffer, MAX_ROWS_BYTES, "rows buffer")
+    values = unpack(
+        buffer,
+        "rows buffer",
+        max_bytes=MAX_ROWS_BYTES,
+        max_depth=MAX_DEPTH,
+        max_items=MAX_TOKEN_ITEMS if is_tokenized else MAX_TEXT_ITEMS,
+    )
     if type(values) is not list or len(values) != rows:
         raise MalformedMessage(
             f"the rows buffer does not hold the {rows} rows its header announces"

@@ -17,6 +17,7 @@ TERMINATION = b"TERMINATION"
 MAX_IDENTITY_BYTES = 255  # as in ZeroMQ itself
 MAX_ID_DIGITS = 20
 MAX_BODY_BYTES = 64 << 20
+MAX_LISTS = 1 << 20  # an empty one takes twenty times the memory of its two characters
 
 
 class Unanswerable(ValueError):
@@ -91,10 +92,18 @@ def parse_rows(body: bytes) -> tuple[list[Row], bool]:
 
 
 def _unpacked(body: bytes) -> Any:
+    if body.count(b"[") > MAX_LISTS:  # also those inside of texts: none is looked for there
+        raise ValueError(
+            f"a request with more than {MAX_LISTS} opening brackets: send fewer rows at a time"
+        )
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_refuse_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"this is no JSON ({error}): expected a list of texts") from None
+
+
+def _refuse_object(_: object) -> None:
+    raise ValueError("an object in braces")
 
 
 def _text_row(value: Any, number: int) -> Row:

@@ -87,7 +87,7 @@ def test_any_frames_are_a_request_or_cannot_be_answered(frames: list[bytes]) -> 
 
 @pytest.mark.parametrize("number", [b"", b"-1", b"1.5", b"one", "\uff11".encode(), b"1" * 21])
 def test_a_request_id_is_digits(number: bytes) -> None:
-    with pytest.raises(Unanswerable, match="expected digits"):
+    with pytest.raises(Unanswerable, match="expected 1 to 20 digits"):
         parse_request([b"somebody", b'["a"]', number, b"1"])
 
 

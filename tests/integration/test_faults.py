@@ -118,18 +118,6 @@ def test_while_all_workers_die_again_and_again_every_call_ends_as_it_should(
     assert still_answers(server)
 
 
-def test_the_loss_of_the_broker_ends_the_server_with_a_message(start_server: Starter) -> None:
-    server = start_server()
-    (broker,) = server.processes("server.broker")
-    with server.client(timeout=1_000 * SECOND) as client:
-        os.kill(broker, signal.SIGKILL)
-        assert server.wait(10 * SECOND) != 0
-        assert "the broker was ended by SIGKILL" in server.last_line
-        assert "Traceback" not in server.log
-        with pytest.raises(RequestTimeout):
-            client.encode("nobody is there")
-
-
 # workers that hang
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import secrets
 import sys
 import time
 from collections import deque
@@ -37,7 +39,14 @@ from .roles import BrokerConfig
 from .roster import Roster
 from .scheduling import events
 from .scheduling.scheduler import Scheduler
-from .worker_protocol import Answers, Batch, message, read_message, worker_route
+from .worker_protocol import (
+    Answers,
+    Batch,
+    broker_route,
+    message,
+    read_message,
+    worker_route,
+)
 
 log = logging.getLogger("bert_serving.broker")
 
@@ -68,7 +77,7 @@ class Broker:
 
     def __init__(self, config: BrokerConfig, context: zmq.Context[Any]) -> None:
         self._config = config
-        self._scheduler = Scheduler(config.limits)
+        self._scheduler = Scheduler(config.limits, first_batch=secrets.randbits(48))
         self._roster = Roster(config)
         self._groups = Groups()
         self._frontend = context.socket(zmq.ROUTER)
@@ -91,6 +100,7 @@ class Broker:
         self._frontend.ipv6 = ":" in self._config.host
         self._backend.sndhwm = self._backend.rcvhwm = 0  # the scheduler bounds both
         self._supervisor.linger = FLUSH_MS
+        self._supervisor.routing_id = broker_route(os.getpid())
         self._supervisor.connect(self._config.supervisor)
         host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         port = self._config.port or "*"
@@ -239,12 +249,13 @@ class Broker:
             kind, header, _ = read_message([frame.buffer for frame in frames[1:]])
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
-            elif kind == "starting":
+            elif kind in ("starting", "ready"):
                 if route != worker_route(header["worker"], header["pid"]):
                     raise MalformedMessage("a worker came by another's route")
-                self._roster.add(route, header)
-            elif kind == "ready":
-                self._on_ready(route, header)
+                if kind == "starting":
+                    self._roster.add(route, header)
+                else:
+                    self._on_ready(route, header)
             elif kind == "boot_failed":
                 self._tell_supervisor("boot_failed", cause=header["cause"])
         except (ProtocolError, KeyError, TypeError) as error:
@@ -280,6 +291,8 @@ class Broker:
             route = worker_route(header["worker"], header["pid"])
             self._roster.remove(route)
             self._handle(events.WorkerLost(route))
+        elif kind == "ping":
+            self._tell_supervisor("pong")
         elif kind == "drain":
             self._handle(events.DrainStarted())
         elif kind == "stop":

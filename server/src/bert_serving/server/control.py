@@ -6,11 +6,24 @@ children, and under the native port's number, where `bert-serving-terminate` fin
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import zmq
+
+from bert_serving.client.errors import ProtocolError
+from bert_serving.client.frames import Header
+
+from .worker_protocol import message, read_message
+
+log = logging.getLogger("bert_serving.supervisor")
+
+FLUSH_MS = 1_000
 
 
 class ControlError(Exception):
@@ -71,3 +84,38 @@ def port_address(port: int) -> str:
 def socket_file(address: str) -> Path:
     """Return the file behind an ipc address."""
     return Path(address.removeprefix("ipc://"))
+
+
+class ControlSocket:
+    """The supervisor's socket: a ROUTER at one address for its children, one for commands."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        self._files: list[Path] = []
+
+    def bind(self, address: str) -> None:
+        """Listen at an address as well; its file goes when the socket is closed."""
+        self._socket.bind(address)
+        self._files.append(socket_file(address))
+
+    def tell(self, route: bytes, kind: str, **fields: Any) -> None:
+        """Send a message; one to somebody who is not there is dropped."""
+        self._socket.send_multipart([route, *message(kind, **fields)])
+
+    def receive(self, wait_ms: int) -> tuple[bytes, str, Header] | None:
+        """Return the route, kind and header of the next message, if one comes in time."""
+        if not self._socket.poll(wait_ms):
+            return None
+        route, *frames = self._socket.recv_multipart()
+        try:
+            kind, header, _ = read_message(frames)
+        except ProtocolError as error:
+            log.warning("the control socket got what cannot be read: %s", error)
+            return None
+        return route, kind, header
+
+    def close(self) -> None:
+        """Close the socket, when what was said is on its way, and remove its files."""
+        self._socket.close(linger=FLUSH_MS)
+        for file in self._files:
+            file.unlink(missing_ok=True)

@@ -66,6 +66,7 @@ class Child(Generic[Role]):
         process: its present life, if it has one.
         restart_at: when its next life begins, if it is waiting for that.
         is_ready: its present life has said that it is.
+        exit_status: of its last life that has ended.
 
     """
 
@@ -76,6 +77,7 @@ class Child(Generic[Role]):
     process: subprocess.Popen[bytes] | None = None
     restart_at: float | None = None
     is_ready: bool = False
+    exit_status: int | None = None
 
     def start(self) -> None:
         """Begin a life."""
@@ -88,6 +90,28 @@ class Child(Generic[Role]):
         self.policy.on_healthy(now)
 
     @property
+    def pid(self) -> int | None:
+        """The process id of its present life, if it has one."""
+        return None if self.process is None else self.process.pid
+
+    def take_ended(self) -> int | None:
+        """Take a process that has ended out of its place; returns which it was."""
+        process = self.process
+        if process is None or process.poll() is None:
+            return None
+        self.process, self.is_ready, self.exit_status = None, False, process.returncode
+        return process.pid
+
+    def end(self, patience_s: float) -> None:
+        """End its process, if need be by force after so many seconds."""
+        if self.process is None:
+            return
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:  # nothing of it is lost: it has no state
+            self.process.kill()
+
+    @property
     def is_alive(self) -> bool:
         """Whether it has a process that has not ended."""
         return self.process is not None and self.process.poll() is None
@@ -97,9 +121,9 @@ class Child(Generic[Role]):
         return self.restart_at is not None and now >= self.restart_at
 
     def restart_later(self, now: float, jitter: float) -> float:
-        """Note that its life has ended; returns how many seconds there are to the next."""
+        """Have another life begin; returns how many seconds there are to it."""
         delay_s = self.policy.on_exit(now, jitter)
-        self.process, self.restart_at, self.is_ready = None, now + delay_s, False
+        self.restart_at = now + delay_s
         return delay_s
 
 

@@ -54,7 +54,9 @@ class Roster:
         )
 
     def mark_ready(self, route: bytes, header: Mapping[str, Any]) -> WorkerRecord:
-        """Note a worker that can compute."""
+        """Note a worker that can compute; a broker that is new may not have heard of it yet."""
+        if route not in self._records:
+            self.add(route, header)
         record = self._records[route]
         record.state = "ready"
         record.max_batch_tokens = self._budget = header["max_batch_tokens"]

@@ -12,6 +12,9 @@ batch would stand behind all of it.
 
 With any other device a second thread has the socket: it reads the next batch and sends the
 last one's answers while the device computes.
+
+When another broker has taken the place of one that died, the worker says again that it is
+ready, and drops what it had not begun: whoever asked for it asks the new broker.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ from typing import Any
 
 import zmq
 
-from bert_serving.client.sockets import received_messages, send_frames
+from bert_serving.client.sockets import received_messages
 
 from . import exit_codes, logs
+from .backend import Backend
 from .batches import BatchReader, ComputedBatch, PreparedBatch, compute, word
 from .model.loading import load_replica
 from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
@@ -50,7 +54,6 @@ bulk took 6.0 ms instead of 8.0, at the 99th percentile 13.5 instead of 17.5; bu
 
 SHARED_S = 1.0  # after an express batch, others are computed in smaller parts for so long:
 SHARED_PARTS = 8  # the next one then waits for a shorter matrix product
-FLUSH_MS = 2_000
 
 
 def run(config: WorkerConfig) -> int:
@@ -67,45 +70,44 @@ def run(config: WorkerConfig) -> int:
     if config.replica.device == "cpu":
         os.nice(NICENESS)
     context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.linger = FLUSH_MS
-    socket.sndhwm = socket.rcvhwm = 0  # two batches at most are on their way
-    socket.routing_id = worker_route(config.worker_id, os.getpid())
-    socket.connect(config.backend)
+    backend = Backend(context, config.backend, worker_route(config.worker_id, os.getpid()))
     try:
-        replica = _load(config, socket)
+        replica = _load(config, backend)
         if replica is None:
             return exit_codes.BOOT_FAILED
         kind = OverlappingWorker if _overlaps(replica, config) else Worker
-        return kind(replica, config, socket).loop()
+        worker = kind(replica, config, backend)
+        worker.announce()
+        return worker.loop()
     finally:
-        socket.close()
+        backend.close()
         context.term()
 
 
-def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
-    socket.send_multipart(
-        message(
-            "starting",
-            worker=config.worker_id,
-            pid=os.getpid(),
-            host=sockets.gethostname(),
-            device=config.replica.device,
-        )
-    )
+def _identity(config: WorkerConfig) -> dict[str, Any]:
+    return {
+        "worker": config.worker_id,
+        "pid": os.getpid(),
+        "host": sockets.gethostname(),
+        "device": config.replica.device,
+    }
+
+
+def _load(config: WorkerConfig, backend: Backend) -> Replica | None:
+    backend.send(message("starting", **_identity(config)))
     try:
         replica = load_replica(config.replica)
     except ModelLoadError as error:
-        socket.send_multipart(message("boot_failed", cause=str(error)))
+        backend.send(message("boot_failed", cause=str(error)))
         return None
     except Exception as error:
         log.exception("the model could not be loaded")
-        socket.send_multipart(message("boot_failed", cause=f"{type(error).__name__}: {error}"))
+        backend.send(message("boot_failed", cause=f"{type(error).__name__}: {error}"))
         return None
     try:
         replica.check_view(config.default_view)
     except ValueError as error:
-        socket.send_multipart(message("boot_failed", cause=f"the default view: {error}"))
+        backend.send(message("boot_failed", cause=f"the default view: {error}"))
         return None
     gc.collect()
     gc.freeze()  # the model lives as long as the process: never look at it again
@@ -119,15 +121,6 @@ def _load(config: WorkerConfig, socket: zmq.Socket[Any]) -> Replica | None:
     advice = replica.advice(config.default_view)
     if advice is not None and config.worker_id == 0:  # once in the log, not once a worker
         log.info("%s", advice)
-    socket.send_multipart(
-        message(
-            "ready",
-            max_batch_tokens=replica.max_batch_tokens,
-            max_batch_rows=min(config.max_batch_size or MAX_BATCH_ROWS, MAX_BATCH_ROWS),
-            takes_express=not _overlaps(replica, config),
-            model=replica.info.to_wire(),
-        )
-    )
     return replica
 
 
@@ -141,14 +134,31 @@ def _overlaps(replica: Replica, config: WorkerConfig) -> bool:
 class Worker:
     """A replica, the socket that its batches come by, and those not begun yet."""
 
-    def __init__(self, replica: Replica, config: WorkerConfig, socket: zmq.Socket[Any]) -> None:
+    def __init__(self, replica: Replica, config: WorkerConfig, backend: Backend) -> None:
         self._replica = replica
-        self._socket = socket
+        self._config = config
+        self._backend = backend
+        self._poller = zmq.Poller()
+        self._poller.register(backend.socket, zmq.POLLIN)
+        self._poller.register(backend.monitor, zmq.POLLIN)
         self._reader = BatchReader(replica, config.default_view)
         self._batches: deque[Batch] = deque()
         self._is_stopping = False
         self._next_look = 0.0
         self._shared_until = 0.0
+
+    def announce(self) -> None:
+        """Tell the broker that this worker is ready, and all that a new broker must know of it."""
+        self._backend.has_new_broker()  # it is told now
+        ready = message(
+            "ready",
+            **_identity(self._config),
+            max_batch_tokens=self._replica.max_batch_tokens,
+            max_batch_rows=min(self._config.max_batch_size or MAX_BATCH_ROWS, MAX_BATCH_ROWS),
+            takes_express=not _overlaps(self._replica, self._config),
+            model=self._replica.info.to_wire(),
+        )
+        self._backend.send(ready)
 
     def loop(self) -> int:
         """Compute what comes until told to stop, or the supervisor is gone."""
@@ -162,12 +172,19 @@ class Worker:
         return exit_codes.ORPHANED
 
     def _wait(self) -> None:
-        if self._batches or self._socket.poll(TURN_MS):
+        if self._batches or self._poller.poll(TURN_MS):
+            self._meet_new_broker()
             self._receive()
+
+    def _meet_new_broker(self) -> None:
+        if self._backend.has_new_broker():
+            log.info("there is a new broker: dropping %d batches", len(self._batches))
+            self._batches.clear()
+            self.announce()
 
     def _receive(self) -> None:
         """Take in what has arrived; an express batch goes first."""
-        for frames in received_messages(self._socket, MAX_MESSAGES_A_TURN):
+        for frames in received_messages(self._backend.socket, MAX_MESSAGES_A_TURN):
             kind, header, buffers = read_message([frame.buffer for frame in frames])
             if kind == "stop":
                 self._is_stopping = True
@@ -191,7 +208,7 @@ class Worker:
         self._send(prepared, compute(self._replica, prepared, between_layers, max_tokens))
 
     def _send(self, batch: PreparedBatch, computed: ComputedBatch) -> None:
-        send_frames(self._socket, word(self._replica, batch, computed).to_frames())
+        self._backend.send(word(self._replica, batch, computed).to_frames())
 
     def _look(self) -> None:
         """Compute the express batch that has come, if one has; it is not interrupted itself."""
@@ -214,13 +231,11 @@ class OverlappingWorker(Worker):
     broker bounds what lies between them: a batch that is computed, and one that waits.
     """
 
-    def __init__(self, replica: Replica, config: WorkerConfig, socket: zmq.Socket[Any]) -> None:
-        super().__init__(replica, config, socket)
+    def __init__(self, replica: Replica, config: WorkerConfig, backend: Backend) -> None:
+        super().__init__(replica, config, backend)
         self._prepared: SimpleQueue[PreparedBatch | None] = SimpleQueue()
         self._computed: deque[tuple[PreparedBatch, ComputedBatch]] = deque()
         self._news = os.eventfd(0, os.EFD_NONBLOCK)
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
         self._poller.register(self._news, zmq.POLLIN)
 
     def loop(self) -> int:
@@ -245,10 +260,11 @@ class OverlappingWorker(Worker):
 
     def _wait(self) -> None:
         for ready, _ in self._poller.poll(TURN_MS):
-            if ready is self._socket:
-                self._receive()
-            else:
+            if ready == self._news:
                 os.eventfd_read(self._news)
+            else:
+                self._meet_new_broker()
+                self._receive()
 
     def _work(self) -> None:
         while self._computed:

@@ -7,8 +7,8 @@ strangers are one of ours, and may have more frames than one of theirs.
 
     worker to broker      starting, ready, answers, boot_failed
     broker to worker      batch, stop
-    broker to supervisor  bound, ready, worker_stuck, boot_failed, drained
-    supervisor to broker  worker_lost, drain, stop
+    broker to supervisor  bound, worker_ready, ready, worker_stuck, boot_failed, pong, drained
+    supervisor to broker  ping, worker_lost, drain, stop
     gateway to supervisor bound, boot_failed
     supervisor to gateway drain, stop
     terminate command     terminate; answered by terminating, then terminated
@@ -54,6 +54,11 @@ def read_message(frames: Sequence[Buffer]) -> tuple[str, Header, Sequence[Buffer
 def worker_route(worker_id: int, pid: int) -> bytes:
     """Return the ZeroMQ routing id of one life of a worker; its next life has another."""
     return b"worker-%d-%d" % (worker_id, pid)
+
+
+def broker_route(pid: int) -> bytes:
+    """Return the ZeroMQ routing id of one life of the broker at the supervisor."""
+    return b"broker-%d" % pid
 
 
 def gateway_route(pid: int) -> bytes:

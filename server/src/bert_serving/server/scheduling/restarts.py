@@ -1,7 +1,7 @@
-"""How long to wait before a worker that went down is started again.
+"""How long to wait before a process that went down is started again.
 
-Capped, jittered exponential back-off: a worker that can't live is not restarted in a tight
-loop, and workers that died of one cause don't all come back in the same instant. Pure: the
+Capped, jittered exponential back-off: one that can't live is not restarted in a tight
+loop, and those that died of one cause don't all come back in the same instant. Pure: the
 time and the jitter are arguments, so it knows no clock, no random numbers, no processes.
 """
 
@@ -15,19 +15,20 @@ _JITTER = 0.25
 
 
 class RestartPolicy:
-    """The back-off of one worker.
+    """The back-off of one process.
 
     The jitter only shortens a delay, so that the longest is a limit that can be relied on.
     """
 
-    __slots__ = ("_delay_s", "_healthy_since")
+    __slots__ = ("_delay_s", "_healthy_since", "_max_delay_s")
 
-    def __init__(self) -> None:
+    def __init__(self, max_delay_s: float = MAX_DELAY_S) -> None:
+        self._max_delay_s = max_delay_s
         self._delay_s = FIRST_DELAY_S
         self._healthy_since: float | None = None
 
     def on_healthy(self, now: float) -> None:
-        """Note that the worker is up; to say so again changes nothing."""
+        """Note that the process is up; to say so again changes nothing."""
         if self._healthy_since is None:
             self._healthy_since = now
 
@@ -35,7 +36,7 @@ class RestartPolicy:
         """Return how many seconds to wait before the next start.
 
         Args:
-            now: when the worker went down.
+            now: when the process went down.
             jitter: a random number in [0, 1), drawn anew for each call.
 
         """
@@ -43,5 +44,5 @@ class RestartPolicy:
             self._delay_s = FIRST_DELAY_S
         self._healthy_since = None
         delay_s = self._delay_s
-        self._delay_s = min(2 * delay_s, MAX_DELAY_S)
+        self._delay_s = min(2 * delay_s, self._max_delay_s)
         return delay_s * (1 - _JITTER * jitter)

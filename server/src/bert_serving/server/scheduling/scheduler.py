@@ -36,9 +36,16 @@ EXPRESS_SHARE = 0.25
 
 
 class Scheduler:
-    """The broker's policy, with everything that it remembers."""
+    """The broker's policy, with everything that it remembers.
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    Args:
+        limits: the settings.
+        first_batch: batches are numbered from here on. A broker that takes a dead one's place
+            must begin elsewhere: a worker may still answer what that one has sent.
+
+    """
+
+    def __init__(self, limits: SchedulerLimits, first_batch: int = 0) -> None:
         self.counters = Counters()
         self._limits = limits
         self._costs = CostModel()
@@ -46,7 +53,7 @@ class Scheduler:
         self._queue = RequestQueue(limits.priority_batch_size)
         self._pool = WorkerPool(limits.max_batches_per_worker)
         self._is_draining = False
-        self._batch_ids = 0
+        self._batch_ids = first_batch
         self._now = 0.0
         self._actions: list[Action] = []
         self._on: dict[type, Callable[[Any], None]] = {

@@ -88,13 +88,21 @@ def decode_header(frame: Buffer) -> Header:
     return header
 
 
-def unpack(frame: Buffer, what: str, *, max_bytes: int, max_depth: int, max_items: int) -> Any:
-    """Unpack one msgpack value within bounds; anything else is `MalformedMessage`."""
+def unpack(
+    frame: Buffer,
+    what: str,
+    *,
+    max_bytes: int,
+    max_depth: int,
+    max_items: int,
+    is_typed: bool = False,
+) -> Any:
+    """Unpack one msgpack value within bounds (see `structure`) or raise `MalformedMessage`."""
     if len(frame) > max_bytes:
         raise MalformedMessage(
             f"the {what} has {len(frame)} bytes, at most {max_bytes} are allowed"
         )
-    check_structure(frame, what, max_depth=max_depth, max_items=max_items)
+    check_structure(frame, what, max_depth=max_depth, max_items=max_items, is_typed=is_typed)
     try:
         return msgpack.unpackb(frame)
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:

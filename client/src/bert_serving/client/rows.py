@@ -45,6 +45,7 @@ def unpack_rows(buffer: Buffer, rows: int, *, is_tokenized: bool) -> list[Row]:
         max_bytes=MAX_ROWS_BYTES,
         max_depth=MAX_DEPTH,
         max_items=MAX_TOKEN_ITEMS if is_tokenized else MAX_TEXT_ITEMS,
+        is_typed=True,
     )
     if type(values) is not list or len(values) != rows:
         raise MalformedMessage(

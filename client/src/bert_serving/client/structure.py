@@ -15,19 +15,25 @@ from .errors import MalformedMessage
 Data: TypeAlias = bytes | bytearray | memoryview
 
 COPY_BELOW_BYTES = 1 << 16  # reading a byte of a memoryview takes twice as long
-SMALL_BYTES = 1 << 10
+POINTER_BYTES = 8  # what msgpack makes room for, for each item that is announced
+MAX_UNSEEN_BYTES = 4 << 20  # of room, as none of it is kept
 
 
-def check_structure(data: Data, what: str, *, max_depth: int, max_items: int) -> None:
+def check_structure(
+    data: Data, what: str, *, max_depth: int, max_items: int, is_typed: bool = False
+) -> None:
     """Raise unless data begins with a msgpack value neither too deep nor of too many items.
 
-    What is small and opens few lists and maps passes without being walked.
+    What has too few bytes for too many items, and opens so few lists and maps that they can
+    take no memory to speak of, passes without being walked: nearly everything, at a tenth of
+    the time.
 
     Args:
         data: the bytes; what follows the value is not looked at.
         what: they are, for the error.
         max_depth: how many lists and maps may be inside each other.
         max_items: how many items all lists and maps may have together, keys of maps included.
+        is_typed: whoever reads the value looks at the type of each item, which bounds the depth.
 
     Raises:
         MalformedMessage: it is too deep, has too many items, ends too early, or has an item of
@@ -36,8 +42,11 @@ def check_structure(data: Data, what: str, *, max_depth: int, max_items: int) ->
     """
     if len(data) < COPY_BELOW_BYTES:
         data = bytes(data)
-        if len(data) < SMALL_BYTES and _openings(data) <= max_depth:
-            return  # so few bytes hold few items
+        openings = _openings(data)
+        is_flat = is_typed or openings <= max_depth
+        room = openings * len(data) * POINTER_BYTES  # msgpack reads no length above that of data
+        if is_flat and len(data) <= max_items and room <= MAX_UNSEEN_BYTES:
+            return
     try:
         _walk(data, what, max_depth, max_items)
     except IndexError:

@@ -17,12 +17,12 @@ from bert_serving.client.keys import (
 from bert_serving.client.unreachable import (
     ASKS_FOR_KEYS,
     HAS_NO_KEYS,
-    MECHANISM_MISMATCH,
     NOT_OURS,
     SILENT,
     UNKNOWN_KEY,
     WRONG_SERVER_KEY,
     explain_handshake,
+    explain_mechanism,
 )
 from bert_serving.server.certificates import CertificateError, Pair, pair_files, write_pair
 from bert_serving.server.cli import keygen
@@ -174,21 +174,40 @@ def test_keygen_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "server.key_secret").read_bytes() == before
 
 
+def greeting(mechanism: bytes) -> bytes:
+    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0")
+
+
 @pytest.mark.parametrize(
-    ("event", "value", "has_keys", "words"),
+    ("said", "has_keys", "words"),
     [
-        (0, 0, False, NOT_OURS),
-        (0, 0, True, NOT_OURS),
-        (zmq.EVENT_HANDSHAKE_SUCCEEDED, 0, True, SILENT),
-        (zmq.EVENT_HANDSHAKE_FAILED_AUTH, 400, True, UNKNOWN_KEY),
-        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, MECHANISM_MISMATCH, False, ASKS_FOR_KEYS),
-        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, MECHANISM_MISMATCH, True, HAS_NO_KEYS),
-        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, 0x10000000, False, NOT_OURS),
-        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 104, False, NOT_OURS),
-        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, 32, True, WRONG_SERVER_KEY),
+        (b"", False, NOT_OURS),
+        (b"HTTP/1.0 400 Bad Request\r\n", True, NOT_OURS),
+        (b"\xff", True, NOT_OURS),
+        (greeting(b"PLAIN"), False, NOT_OURS),
+        (greeting(b"CURVE"), False, ASKS_FOR_KEYS),
+        (greeting(b"NULL"), True, HAS_NO_KEYS),
+        (greeting(b"CURVE"), True, None),
+        (greeting(b"NULL"), False, None),
     ],
 )
-def test_what_a_handshake_says_is_put_into_words(
-    event: int, value: int, has_keys: bool, words: str
+def test_what_a_greeting_says_is_put_into_words(
+    said: bytes, has_keys: bool, words: str | None
 ) -> None:
-    assert explain_handshake(event, value, has_keys=has_keys) == words
+    assert explain_mechanism(said, has_keys=has_keys) == words
+
+
+@pytest.mark.parametrize(
+    ("event", "has_keys", "words"),
+    [
+        (0, False, NOT_OURS),
+        (0, True, NOT_OURS),
+        (zmq.EVENT_HANDSHAKE_SUCCEEDED, True, SILENT),
+        (zmq.EVENT_HANDSHAKE_FAILED_AUTH, True, UNKNOWN_KEY),
+        (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, False, NOT_OURS),
+        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, False, NOT_OURS),
+        (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, True, WRONG_SERVER_KEY),
+    ],
+)
+def test_what_a_handshake_says_is_put_into_words(event: int, has_keys: bool, words: str) -> None:
+    assert explain_handshake(event, has_keys=has_keys) == words

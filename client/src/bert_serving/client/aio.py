@@ -27,7 +27,7 @@ from .keys import connection_keys
 from .listening import warn_if_dropped
 from .pairs import check_separator
 from .session import Session
-from .sockets import send_frames
+from .sockets import is_shut_out, send_frames
 from .unreachable import unreachable
 from .view import View
 
@@ -39,6 +39,8 @@ class _AsyncConnection:
 
     def __init__(self, endpoint: Endpoint, name: str) -> None:
         self.session = Session(name, endpoint.address)
+        self.is_shut_out = False
+        self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = open_socket(self._context, endpoint)
@@ -69,8 +71,10 @@ class _AsyncConnection:
         if self._socket.closed:
             return
         while True:
-            while frames := self.session.next_message(time.monotonic()):
-                send_frames(self._socket, frames)
+            if not self._send_all():
+                self.is_shut_out = True
+                self.session.close(ServerUnreachable(f"{self._endpoint} refused the connection"))
+                break
             received = receive_all(self._socket, self.session.receive)
             if received == MAX_RECEIVED_AT_ONCE:  # let others have a turn
                 self.turn_soon()
@@ -81,6 +85,15 @@ class _AsyncConnection:
         if self.session.broadcasts or self.session.refusal is not None:
             self._arrived.set()
         self._set_timer()
+
+    def _send_all(self) -> bool:
+        """Send what there is to send; returns False if the server does not let this client in."""
+        try:
+            while frames := self.session.next_message(time.monotonic()):
+                send_frames(self._socket, frames)
+        except zmq.Again:
+            return False
+        return not is_shut_out(self._socket)
 
     async def wait_for(self, call: Call) -> None:
         """Wait until a call is done; cancelling this tells the server."""
@@ -327,6 +340,9 @@ class AsyncBertClient:
     async def _connected(self) -> _AsyncConnection:
         if self._is_closed:
             raise ValueError("this AsyncBertClient is closed")
+        if self._connection is not None and self._connection.is_shut_out:
+            self._connection.close()
+            self._connection = None
         if self._connection is None:
             self._connection = _AsyncConnection(self.endpoint, self._name)
         connection = self._connection
@@ -343,6 +359,8 @@ class AsyncBertClient:
         if self._connection is connection:
             self._connection = None
             connection.close()
+        if connection.is_shut_out:
+            raise await asyncio.to_thread(unreachable, self.endpoint)
         if isinstance(call.error, RequestTimeout):
             raise await asyncio.to_thread(unreachable, self.endpoint, self._connect_timeout_s)
         raise call.error

@@ -15,10 +15,11 @@ from .endpoint import Endpoint
 from .errors import RequestTimeout
 from .messages import Cancel
 from .session import Session
-from .sockets import new_socket, received_messages, send_frames
+from .sockets import is_shut_out, new_socket, received_messages, send_frames
 from .unreachable import unreachable
 
 MAX_RECEIVED_AT_ONCE = 64
+LOOK_MS = 1_000  # how soon a call notices that the server does not let it in any more
 FAREWELL_MS = 200  # longest delay of a close to tell the server what need not be computed
 
 
@@ -88,20 +89,26 @@ class Connection:
             self._turn()
         self.is_idle = True
 
-    def wait_ms(self) -> int | None:
-        """Return how long there is nothing to do if nothing arrives; None for ever."""
+    def wait_ms(self) -> int:
+        """Return how long there is nothing to do if nothing arrives."""
         wakeup = self.session.next_wakeup()
         if wakeup is None:
-            return None
-        return max(math.ceil((wakeup - time.monotonic()) * 1000), 0)
+            return LOOK_MS
+        return min(max(math.ceil((wakeup - time.monotonic()) * 1000), 0), LOOK_MS)
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller tell when something has arrived."""
         poller.register(self._socket, zmq.POLLIN)
 
     def move(self) -> None:
-        """Take in what has arrived, send what there is to send."""
-        receive_all(self._socket, self.session.receive)
+        """Take in what has arrived, send what there is to send.
+
+        Raises:
+            ServerUnreachable: the server does not let this client in, or not any more.
+
+        """
+        if not receive_all(self._socket, self.session.receive) and is_shut_out(self._socket):
+            raise unreachable(self._endpoint)
         self.session.advance(time.monotonic())
         self._send_all()
 
@@ -113,7 +120,10 @@ class Connection:
     def _send_all(self) -> None:
         while frames := self.session.next_message(time.monotonic()):
             self._is_sending = True
-            send_frames(self._socket, frames)
+            try:
+                send_frames(self._socket, frames)
+            except zmq.Again:
+                raise unreachable(self._endpoint) from None
             self._is_sending = False
 
     def _cancel_all(self) -> None:

@@ -40,6 +40,15 @@ def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]
     return socket
 
 
+def is_shut_out(socket: zmq.Socket[Any]) -> bool:
+    """Whether a client's socket has no connection, and tries none any more.
+
+    ZeroMQ tries again after all that may pass, but not after a handshake that was refused. As
+    its queue has no bound, that is the only reason for which it cannot be sent to.
+    """
+    return not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT
+
+
 def send_frames(socket: zmq.Socket[Any], frames: Sequence[Any]) -> None:
     """Send one message, without waiting.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket as sockets
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import zmq
@@ -18,7 +19,8 @@ from .errors import ServerUnreachable
 from .sockets import new_socket
 
 PROBE_TIMEOUT_S = 1.0
-MECHANISM_MISMATCH = 0x11000002  # ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+SIGNATURE_AND_VERSION = b"\xff" + bytes(8) + b"\x7f\x03"
+MECHANISM_AT, GREETING_BYTES = 12, 32
 _END = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -27,6 +29,7 @@ _END = (
 )
 
 NOT_OURS = "something listens there, but does not speak this protocol: is it the right port?"
+LET_IN_AGAIN = "it did not let this client in, and does again: try once more"
 SILENT = "it lets this client in and then says nothing: is it the right port, and not hung?"
 ASKS_FOR_KEYS = (
     "it lets in only clients with a key: give server_key= and client_cert=, see docs/security.md"
@@ -45,20 +48,45 @@ WRONG_SERVER_KEY = (
 )
 
 
-def unreachable(endpoint: Endpoint, timeout_s: float) -> ServerUnreachable:
-    """Return the error for a server that did not answer a hello, with what can be seen of it."""
+def unreachable(endpoint: Endpoint, timeout_s: float | None = None) -> ServerUnreachable:
+    """Return the error for a server that has not answered, with what can be seen of it.
+
+    Args:
+        endpoint: where it should be.
+        timeout_s: how long it had for its first word; None if the handshake was refused.
+
+    """
+    seen = _seen(endpoint)
+    if timeout_s is None:
+        seen = LET_IN_AGAIN if seen == SILENT else seen
+        return ServerUnreachable(f"{endpoint} refused the connection: {seen}")
     return ServerUnreachable(
         f"no bert-serving server answered at {endpoint} within {timeout_s * 1000:.0f} ms "
-        f"(connect_timeout): {_seen(endpoint)}"
+        f"(connect_timeout): {seen}"
     )
 
 
-def explain_handshake(event: int, value: int, *, has_keys: bool) -> str:
-    """Return what the end of a ZeroMQ handshake says of the server; pure.
+def explain_mechanism(greeting: bytes, *, has_keys: bool) -> str | None:
+    """Return what a server's greeting says of it, if that is why it cannot be spoken to; pure.
+
+    Args:
+        greeting: the beginning of ZMTP 3: signature, version, and name of the mechanism.
+        has_keys: whether this client uses keys.
+
+    """
+    mechanism = greeting[MECHANISM_AT:GREETING_BYTES].rstrip(b"\0")
+    if not greeting.startswith(b"\xff") or mechanism not in (b"NULL", b"CURVE"):
+        return NOT_OURS
+    if (mechanism == b"CURVE") == has_keys:
+        return None
+    return HAS_NO_KEYS if has_keys else ASKS_FOR_KEYS
+
+
+def explain_handshake(event: int, *, has_keys: bool) -> str:
+    """Return what the end of a ZeroMQ handshake says of a server that greets as it should; pure.
 
     Args:
         event: of the socket's monitor; 0 if there was none.
-        value: what the monitor says of it.
         has_keys: whether this client uses keys.
 
     """
@@ -66,27 +94,39 @@ def explain_handshake(event: int, value: int, *, has_keys: bool) -> str:
         return SILENT
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return UNKNOWN_KEY
-    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MECHANISM_MISMATCH:
-        return HAS_NO_KEYS if has_keys else ASKS_FOR_KEYS
     # a server that cannot read the first message hangs up
     return WRONG_SERVER_KEY if event and has_keys else NOT_OURS
 
 
 def _seen(endpoint: Endpoint) -> str:
     parts = urlsplit(endpoint.address)
+    has_keys = endpoint.keys is not None
     try:
-        with sockets.create_connection((parts.hostname, parts.port or 0), PROBE_TIMEOUT_S):
-            pass
+        with sockets.create_connection((parts.hostname, parts.port or 0), PROBE_TIMEOUT_S) as probe:
+            greeting = _greeting(probe)
     except ConnectionRefusedError:
         return "nothing listens there: is bert-serving-start running, and on this port?"
     except OSError as error:
         return f"it cannot be connected to ({error})"
-    event, value = _handshake(endpoint)
-    return explain_handshake(event, value, has_keys=endpoint.keys is not None)
+    explained = explain_mechanism(greeting, has_keys=has_keys)
+    return explained or explain_handshake(_handshake(endpoint), has_keys=has_keys)
 
 
-def _handshake(endpoint: Endpoint) -> tuple[int, int]:
-    """Connect, and return the event and value that the handshake ends with; 0, 0 for none."""
+def _greeting(probe: sockets.socket) -> bytes:
+    """Return the beginning of what a server says to one that speaks ZMTP 3.
+
+    It is not told our mechanism: it would hang up on the wrong one, and its own be lost.
+    """
+    greeting = b""
+    with suppress(OSError):
+        probe.sendall(SIGNATURE_AND_VERSION)
+        while len(greeting) < GREETING_BYTES and (more := probe.recv(GREETING_BYTES)):
+            greeting += more
+    return greeting
+
+
+def _handshake(endpoint: Endpoint) -> int:
+    """Connect, and return the event that the handshake ends with; 0 for none."""
     address = f"inproc://probe-{time.monotonic_ns()}"
     with zmq.Context() as context, context.socket(zmq.PAIR) as monitor:
         monitor.linger = 0
@@ -96,9 +136,8 @@ def _handshake(endpoint: Endpoint) -> tuple[int, int]:
         socket.connect(endpoint.address)
         try:
             if not monitor.poll(int(PROBE_TIMEOUT_S * 1000)):
-                return 0, 0
-            seen = parse_monitor_message(monitor.recv_multipart())
-            return int(seen["event"]), int(seen["value"])
+                return 0
+            return int(parse_monitor_message(monitor.recv_multipart())["event"])
         finally:
             socket.disable_monitor()
             socket.close()

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
@@ -22,6 +23,7 @@ import zmq
 from bert_serving.client.errors import MalformedMessage, ProtocolError, VersionMismatch
 from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header
 from bert_serving.client.group_messages import Membership, broadcast_frames
+from bert_serving.client.keys import KeyFileError
 from bert_serving.client.messages import (
     Cancel,
     EncodeEnvelope,
@@ -33,6 +35,7 @@ from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
+from .doors import Door, Doors
 from .groups import Groups
 from .processes import Parent, run_role
 from .roles import BrokerConfig
@@ -83,6 +86,8 @@ class Broker:
         self._frontend = context.socket(zmq.ROUTER)
         self._backend = context.socket(zmq.ROUTER)
         self._supervisor = context.socket(zmq.DEALER)
+        self._doors = Doors(context)
+        self._door: Door | None = None  # of the frontend, if it has one
         self._parent = Parent()
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
@@ -102,26 +107,38 @@ class Broker:
         self._supervisor.linger = FLUSH_MS
         self._supervisor.routing_id = broker_route(os.getpid())
         self._supervisor.connect(self._config.supervisor)
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        port = self._config.port or "*"
         try:
-            self._backend.bind(self._config.backend)
-            self._frontend.bind(f"tcp://{host}:{port}")
-        except zmq.ZMQError as error:
-            cause = f"cannot listen on {self._config.host}, port {port}: {error.strerror}"
-            self._tell_supervisor("boot_failed", cause=cause)
+            self._bind()
+        except (zmq.ZMQError, KeyFileError) as error:
+            self._tell_supervisor("boot_failed", cause=self._boot_failure(error))
             return False
         address = self._frontend.last_endpoint.decode()
         self._tell_supervisor("bound", address=address)
         return True
 
+    def _bind(self) -> None:
+        """Listen: first for our own processes, then, behind the door if there is one, for all."""
+        self._backend.bind(self._config.backend)
+        self._frontend.bind(self._config.frontend)
+        if self._config.door is not None:
+            self._door = self._doors.guard(self._frontend, "clients", self._config.door)
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        self._frontend.bind(f"tcp://{host}:{self._config.port or '*'}")
+
+    def _boot_failure(self, error: Exception) -> str:
+        if not isinstance(error, zmq.ZMQError):
+            return f"-server_key: {error}"
+        port = self._config.port or "*"
+        return f"cannot listen on {self._config.host}, port {port}: {error.strerror}"
+
     def loop(self) -> int:
         """Serve until drained or told to stop."""
         poller = zmq.Poller()
-        receivers: dict[Any, Callable[[list[Any]], None]] = {
-            self._backend: self._on_worker,
-            self._frontend: self._on_client,
-            self._supervisor: self._on_supervisor,
+        receivers: dict[Any, Callable[[], None]] = {
+            **self._doors.receivers(),  # first, while the address of a refused peer can be had
+            self._backend: partial(self._receive, self._backend, self._on_worker),
+            self._frontend: partial(self._receive, self._frontend, self._on_client),
+            self._supervisor: partial(self._receive, self._supervisor, self._on_supervisor),
         }
         for socket in receivers:
             poller.register(socket, zmq.POLLIN)
@@ -130,7 +147,7 @@ class Broker:
                 log.error("the supervisor is gone: stopping")
                 return exit_codes.ORPHANED
             for socket, _ in poller.poll(self._sleep_ms()):
-                self._receive(socket, receivers[socket])
+                receivers[socket]()
             self._pass_time()
         return exit_codes.OK
 
@@ -142,6 +159,7 @@ class Broker:
         self._frontend.close()
         self._backend.close()
         self._supervisor.close()
+        self._doors.close()
 
     @property
     def _is_finished(self) -> bool:
@@ -157,6 +175,9 @@ class Broker:
         wakeup = self._scheduler.next_wakeup()
         if wakeup is not None and wakeup <= time.monotonic():
             self._handle(events.TimePassed())
+        for route in self._door.turned_out() if self._door is not None else ():
+            self._lose(route)
+            self._handle(events.ClientLost(route))
 
     def _receive(self, socket: zmq.Socket[Any], on_message: Callable[[list[Any]], None]) -> None:
         for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
@@ -166,6 +187,8 @@ class Broker:
     # clients
 
     def _on_client(self, frames: list[Any]) -> None:
+        if self._door is not None and not self._door.lets_in(frames[0]):
+            return
         route = frames[0].bytes
         try:
             request = parse_request([frame.buffer for frame in frames[1:]])
@@ -229,9 +252,13 @@ class Broker:
     def _answer(self, route: bytes, frames: Sequence[Any]) -> None:
         """Send a client its answer; one that is gone, or reads no answers, is lost."""
         if not self._send(self._frontend, [route, *frames]):
-            self._clients.pop(route, None)
-            self._groups.remove(route)
+            self._lose(route)
             self._events.append(events.ClientLost(route))
+
+    def _lose(self, route: bytes) -> None:
+        """Forget a client that is gone, or is to be."""
+        self._clients.pop(route, None)
+        self._groups.remove(route)
 
     def _send(self, router: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
         try:

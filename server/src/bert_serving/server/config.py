@@ -31,12 +31,14 @@ def option(
     metavar: str | None = None,
     choices: tuple[str, ...] | None = None,
     many: bool = False,
+    private: bool = False,
     aliases: tuple[str, ...] = (),
     ignored: str | None = None,
 ) -> Any:
     """Return a dataclass field with what the command line must know of it.
 
-    `aliases` are other names on the command line; `ignored` says why an option of
+    `private` keeps it out of what clients are told; `aliases` are other names on the command
+    line; `ignored` says why an option of
     bert-as-service does nothing here, which is what the log says when it is given.
     """
     metadata = {
@@ -46,6 +48,7 @@ def option(
         "metavar": metavar,
         "choices": choices,
         "many": many,
+        "private": private,
         "aliases": aliases,
         "ignored": ignored,
     }
@@ -244,7 +247,10 @@ class ServerConfig:
     )
 
     host: str = option(
-        "127.0.0.1", "network", "address to listen on: by default only this machine", metavar="HOST"
+        "127.0.0.1",
+        "network",
+        "address to listen on: by default only this machine; any other needs -server_key",
+        metavar="HOST",
     )
     port: int = option(
         5555,
@@ -273,6 +279,27 @@ class ServerConfig:
     )
     ready_file: str | None = option(
         None, "network", "write addresses there, as JSON, when everything answers", metavar="PATH"
+    )
+
+    server_key: str | None = option(
+        None,
+        "keys",
+        "file with the server's secret key (bert-serving-keygen): the native port is encrypted "
+        "and lets in only the keys of -client_keys",
+        metavar="FILE",
+        private=True,
+    )
+    client_keys: str | None = option(
+        None,
+        "keys",
+        "folder with the public keys (NAME.key) that may come in; read again when it changes",
+        metavar="DIR",
+        private=True,
+    )
+    allow_insecure: bool = option(
+        False,
+        "keys",
+        "let everybody who can reach -host in by ports that are not encrypted",
     )
 
     priority_batch_size: int = option(
@@ -337,6 +364,19 @@ class ServerConfig:
             normalize=self.normalize,
             dtype=DEFAULT_VIEW.dtype,
         )
+
+
+def public_settings(config: ServerConfig) -> dict[str, Any]:
+    """Return the operator's options that clients may see, and whether they speak encrypted.
+
+    Where the keys are is nothing that a client can use, and something that a thief could.
+    """
+    settings = {
+        entry.name: getattr(config, entry.name)
+        for entry in option_fields()
+        if not entry.metadata["private"]
+    }
+    return {**settings, "encrypted": config.server_key is not None}
 
 
 def option_fields() -> list[Any]:

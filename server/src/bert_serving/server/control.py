@@ -37,11 +37,17 @@ class Addresses:
     Attributes:
         supervisor: where broker and commands reach the supervisor.
         backend: where workers reach the broker.
+        frontend: where gateways reach it, as clients that need no key.
 
     """
 
     supervisor: str
     backend: str
+    frontend: str
+
+
+NOWHERE = Addresses("", "", "")
+"""Of a role that runs without a server."""
 
 
 def control_folder() -> Path:
@@ -72,8 +78,8 @@ def control_folder() -> Path:
 
 def addresses(pid: int) -> Addresses:
     """Return the addresses of the server whose supervisor has this process id."""
-    folder = control_folder()
-    return Addresses(f"ipc://{folder}/{pid}.control", f"ipc://{folder}/{pid}.backend")
+    place = f"ipc://{control_folder()}/{pid}"
+    return Addresses(f"{place}.control", f"{place}.backend", f"{place}.frontend")
 
 
 def port_address(port: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .bare_model import BareModelError, bare_model
 from .config import ServerConfig
-from .control import Addresses
+from .control import NOWHERE
 from .devices import is_for_cpu, own_cores, place_workers, processor_name
 from .layouts import Layout, LayoutCalibration, calibrate_layout, layouts
 from .model.cache import cache_folder, digest, keep, read_kept
@@ -69,13 +69,12 @@ class _Measurement:
             return None
         tokens = self._config.max_batch_tokens or MEASURED_TOKENS  # or each would calibrate
         config = replace(self._config, num_worker=layout.num_worker, max_batch_tokens=tokens)
-        nowhere = Addresses(supervisor="", backend="")
         placements = place_workers(config)
         with ExitStack() as processes:
             try:
                 models = [
                     processes.enter_context(
-                        bare_model(worker_config(config, nowhere, number, placement), quiet=True)
+                        bare_model(worker_config(config, NOWHERE, number, placement), quiet=True)
                     )
                     for number, placement in enumerate(placements)
                 ]

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from bert_serving.client.view import View
 
-from .config import ServerConfig
+from .config import ServerConfig, public_settings
 from .control import Addresses
 from .devices import Placement
 from .model.loading import ReplicaConfig
@@ -18,12 +18,28 @@ Role = TypeVar("Role", "BrokerConfig", "WorkerConfig", "LegacyConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoorConfig:
+    """The keys of one door.
+
+    Attributes:
+        server_key: the file with the server's secret key; only its path travels.
+        allowed: the folder with the public keys that may come in.
+
+    """
+
+    server_key: str
+    allowed: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrokerConfig:
     """What the broker must know.
 
     Attributes:
         host, port: where clients connect; port 0 for any free one.
         backend: where workers connect (ipc).
+        frontend: where gateways connect, as clients (ipc).
+        door: the keys of the clients' port; None lets in who can reach it.
         supervisor: where the supervisor listens (ipc).
         num_worker: workers to expect before the server is ready.
         limits: the scheduler's.
@@ -38,6 +54,8 @@ class BrokerConfig:
     host: str
     port: int
     backend: str
+    frontend: str
+    door: DoorConfig | None
     supervisor: str
     num_worker: int
     limits: SchedulerLimits
@@ -52,6 +70,8 @@ class BrokerConfig:
         """Return the config that `asdict` and JSON took apart."""
         values["limits"] = SchedulerLimits(**values["limits"])
         values["default_view"] = _view(values["default_view"])
+        if values["door"] is not None:
+            values["door"] = DoorConfig(**values["door"])
         return cls(**values)
 
 
@@ -100,7 +120,8 @@ class LegacyConfig:
         host: where these clients connect.
         port: the port they send to; 0 for any free one.
         port_out: the port they get results from; 0 for any free one.
-        native: the broker's address for clients.
+        broker: where the broker listens for gateways (ipc).
+        native_port: its port for clients.
         supervisor: where the supervisor listens (ipc).
         show_tokens: tell them each row's tokens.
         pads_to_limit: under pooling none, every row is padded to the longest that there can
@@ -113,7 +134,8 @@ class LegacyConfig:
     host: str
     port: int
     port_out: int
-    native: str
+    broker: str
+    native_port: int
     supervisor: str
     show_tokens: bool
     pads_to_limit: bool
@@ -135,6 +157,8 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
         host=config.host,
         port=config.port,
         backend=addresses.backend,
+        frontend=addresses.frontend,
+        door=_door(config),
         supervisor=addresses.supervisor,
         num_worker=num_worker,
         limits=SchedulerLimits(
@@ -145,10 +169,16 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
         ),
         max_request_bytes=config.max_request_bytes,
         default_view=config.default_view,
-        settings={**asdict(config), "num_worker": num_worker},
+        settings={**public_settings(config), "num_worker": num_worker},
         verbose=config.verbose,
         log_format=config.log_format,
     )
+
+
+def _door(config: ServerConfig) -> DoorConfig | None:
+    if config.server_key is None or config.client_keys is None:
+        return None
+    return DoorConfig(server_key=config.server_key, allowed=config.client_keys)
 
 
 def worker_config(
@@ -205,7 +235,8 @@ def legacy_config(
         host=config.host,
         port=port,
         port_out=port_out,
-        native=_local(native),
+        broker=addresses.frontend,
+        native_port=port_of(native),
         supervisor=addresses.supervisor,
         show_tokens=config.show_tokens_to_client,
         pads_to_limit=config.fixed_embed_length or config.max_seq_len is not None,
@@ -231,8 +262,3 @@ def _view(values: dict[str, Any]) -> View:
 def port_of(address: str) -> int:
     """Return the port in an address such as tcp://127.0.0.1:5555."""
     return int(address.rpartition(":")[2])
-
-
-def _local(address: str) -> str:
-    """Return where to connect on this machine to what listens on an address."""
-    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

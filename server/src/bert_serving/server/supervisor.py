@@ -14,16 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import zmq
+
+from bert_serving.client.keys import KeyFileError, read_secret
 
 from . import control, exit_codes, logs, ready
 from .broker_link import BrokerLink
 from .children import Children, restart_later
 from .config import ServerConfig, option_fields
 from .devices import PlacementError, place_workers
+from .exposure import ExposureError, check_exposure
 from .layout_calibration import with_num_worker
 from .processes import Child
 from .roles import broker_config, legacy_config, port_of, worker_config
@@ -70,6 +74,22 @@ def serve(config: ServerConfig) -> int:
     with Supervisor(config) as supervisor, _signals(supervisor):
         supervisor.start()
         return supervisor.watch()
+
+
+def _check_doors(config: ServerConfig) -> None:
+    """Refuse to open what nobody has said may be open, and say loudly what will be."""
+    try:
+        warnings = check_exposure(config)
+        if config.server_key is not None:
+            read_secret(config.server_key)  # the broker's to use; what is wrong is said here
+    except ExposureError as error:
+        raise StartError(str(error)) from None
+    except KeyFileError as error:
+        raise StartError(f"-server_key: {error}") from None
+    if config.client_keys is not None and not Path(config.client_keys).is_dir():
+        raise StartError(f"-client_keys {config.client_keys} is no folder")
+    for warning in warnings:
+        log.warning("%s", warning)
 
 
 def _warn_of_ignored(config: ServerConfig) -> None:
@@ -130,7 +150,8 @@ class Supervisor:
             self._control.tell(route, "terminated")
         self._control.close()
         self._context.term()
-        control.socket_file(self._addresses.backend).unlink(missing_ok=True)
+        for address in (self._addresses.backend, self._addresses.frontend):
+            control.socket_file(address).unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start the broker, then the others; they get ready in their own time.
@@ -145,6 +166,7 @@ class Supervisor:
                 f"-legacy_port_out {self._config.legacy_port_out} is one of the two ports of "
                 "bert-as-service: give -legacy_port as well, or neither"
             )
+        _check_doors(self._config)
         placements = place_workers(self._config)
         self._control.bind(self._addresses.supervisor)
         self._start_broker(len(placements))

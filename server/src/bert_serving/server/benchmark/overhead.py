@@ -15,7 +15,7 @@ from typing import Any
 
 from bert_serving.server.bare_model import BareModel, BareModelError, bare_model
 from bert_serving.server.config import ServerConfig, option_fields
-from bert_serving.server.control import Addresses
+from bert_serving.server.control import NOWHERE
 from bert_serving.server.devices import place_workers
 from bert_serving.server.roles import WorkerConfig, worker_config
 
@@ -68,5 +68,4 @@ def _worker_config(status: Mapping[str, Any]) -> WorkerConfig:
     }
     values["max_batch_tokens"] = status["workers"][0]["max_batch_tokens"]  # none is measured again
     config = ServerConfig(**values)
-    nowhere = Addresses(supervisor="", backend="")
-    return worker_config(config, nowhere, 0, place_workers(config)[0])
+    return worker_config(config, NOWHERE, 0, place_workers(config)[0])

@@ -23,7 +23,7 @@ next: bert-serving-keygen -dir {folder} client alice
 
 CLIENT_ADVICE = """\
 {secret}  goes to the client, for nobody else (by scp, say), and is then removed here
-{public}  stays in the server's -client_keys folder: that lets the client in, at once,
+{public}  stays in the server's -client_keys folder: that lets the client in, within a second,
   and removing it there shuts the client out
 
 the client: BertClient(ip=…, server_key="server.key", client_cert="{secret_name}")"""

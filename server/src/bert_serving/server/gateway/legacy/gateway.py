@@ -83,9 +83,9 @@ class LegacyGateway:
         self._ports = (config.port, config.port_out)
         self._inbound = inbound_socket(context)
         self._outbound = outbound_socket(context)
-        self._broker = open_socket(context, Endpoint(config.native))
+        self._broker = open_socket(context, Endpoint(config.broker))
         self._supervisor = context.socket(zmq.DEALER)
-        self._session = Session(f"legacy gateway, pid {os.getpid()}", config.native)
+        self._session = Session(f"legacy gateway, pid {os.getpid()}", config.broker)
         self._mailbox = Mailbox(
             hold_s=HOLD_S, max_answers=MAX_HELD_ANSWERS, max_bytes=MAX_HELD_BYTES
         )
@@ -229,7 +229,7 @@ class LegacyGateway:
             call.status,
             client=request.client,
             ports=self._ports,
-            native_port=port_of(self._config.native),
+            native_port=self._config.native_port,
             statistic=self._statistic.value(now) if with_statistic else None,
         )
         self._answers.append(settings_answer(request, settings))

@@ -1,0 +1,199 @@
+"""The doors of a process: who may come in by a listening socket, and who has.
+
+ZeroMQ asks (ZAP) on a socket that its user polls beside the others: one thread does it all,
+so a key is looked up where the messages it lets in are read. A handshake waits for a turn
+of that thread, which is short.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from bert_serving.client.keys import read_secret
+from bert_serving.client.sockets import received_messages
+
+from . import zap
+from .connections import address_of, hang_up, peer_of
+from .handshakes import Handshakes, monitored
+from .keyring import Keyring
+from .refusals import Refusals
+from .roles import DoorConfig
+
+log = logging.getLogger("bert_serving.doors")
+
+REFRESH_S = 1.0  # how soon a key that was added or removed is noticed
+HANDSHAKE_MS = 10_000  # a peer that says nothing for so long is disconnected
+MAX_QUESTIONS_A_TURN = 64
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """A connection that has come in and sent something."""
+
+    route: bytes
+    key: str
+    name: str
+    peer: Any
+
+
+class Doors:
+    """All doors of a process, which ZeroMQ asks about at one place."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self._context = context
+        self._doors: dict[str, Door] = {}
+        self._questions: zmq.Socket[Any] | None = None
+
+    def guard(self, socket: zmq.Socket[Any], domain: str, config: DoorConfig) -> Door:
+        """Let only peers with allowed keys come in by what a socket binds from now on.
+
+        Raises:
+            KeyFileError: the secret key cannot be used.
+
+        """
+        if self._questions is None:
+            self._questions = self._context.socket(zmq.REP)
+            self._questions.bind(zap.ADDRESS)
+        own = read_secret(config.server_key)
+        socket.curve_server = True
+        socket.curve_secretkey = own.secret
+        socket.zap_domain = domain.encode()
+        socket.handshake_ivl = HANDSHAKE_MS
+        monitor = monitored(self._context, socket, domain)
+        self._doors[domain] = door = Door(domain, Path(config.allowed), monitor)
+        return door
+
+    def receivers(self) -> dict[Any, Callable[[], None]]:
+        """Return what is to be called when one of the sockets has something."""
+        if self._questions is None:
+            return {}
+        return {
+            self._questions: self._answer,
+            **{door.monitor: door.watch for door in self._doors.values()},
+        }
+
+    def close(self) -> None:
+        """Close the sockets, after those that were guarded."""
+        for door in self._doors.values():
+            door.monitor.close()
+        if self._questions is not None:
+            self._questions.close(linger=0)
+
+    def _answer(self) -> None:
+        """Answer ZeroMQ's questions, one after the other, as a REP socket has it."""
+        assert self._questions is not None
+        for _ in range(MAX_QUESTIONS_A_TURN):
+            try:
+                frames = self._questions.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            request = zap.ZapRequest.parse(frames)
+            door = self._doors.get(request.domain)
+            is_allowed = door is not None and door.admits(request)
+            self._questions.send_multipart(request.answer(is_allowed=is_allowed))
+
+
+class Door:
+    """One listening socket's: the keys, and the connections that have come in.
+
+    Args:
+        domain: its name.
+        folder: of the keys.
+        monitor: where the socket's monitor reports to.
+
+    """
+
+    def __init__(self, domain: str, folder: Path, monitor: zmq.Socket[Any]) -> None:
+        self.monitor = monitor
+        self._domain = domain
+        self._folder = folder
+        self._keyring = Keyring(folder)
+        self._handshakes = Handshakes(address_of)
+        self._refusals = Refusals()
+        self._guests: dict[int, _Guest] = {}  # by file descriptor: as many as there are
+        self._next_refresh = 0.0
+        self._refresh()
+
+    def admits(self, request: zap.ZapRequest) -> bool:
+        """Whether a peer may come in; one that may not gets a line in the log."""
+        name = self._keyring.names.get(request.key or "")
+        if name is None:
+            why = f"its key {request.key} is not in {self._folder}"
+            self._refuse(request.address, "unknown key", why)
+        else:
+            log.debug("%s of %s has come in from %s", name, self._domain, request.address)
+        return name is not None
+
+    def lets_in(self, frame: zmq.Frame) -> bool:
+        """Whether a message may be read, by its first frame, which is its route.
+
+        The key was right when its connection came in; it may have been taken away since.
+        """
+        key = _key_of(frame)
+        if key is None:  # came by a local socket, which only this user can open
+            return True
+        descriptor, route = int(frame.get(zmq.SRCFD)), frame.bytes
+        guest = self._guests.get(descriptor)
+        if guest is None or guest.route != route or guest.key != key:
+            name = self._keyring.names.get(key, "a key that was removed")
+            guest = self._guests[descriptor] = _Guest(route, key, name, peer_of(descriptor))
+        if key in self._keyring.names:
+            return True
+        self._turn_out(descriptor, guest)
+        return False
+
+    def watch(self) -> None:
+        """Take in what the monitor reports."""
+        for frames in received_messages(self.monitor, MAX_QUESTIONS_A_TURN):
+            failed = self._handshakes.read([frame.bytes for frame in frames])
+            if failed is not None:
+                address, why = failed
+                self._refuse(address, why, why)
+
+    def turned_out(self) -> Iterator[bytes]:
+        """End the connections whose keys were removed; yield their routes."""
+        if time.monotonic() < self._next_refresh or not self._refresh():
+            return
+        for descriptor, guest in list(self._guests.items()):
+            if guest.key not in self._keyring.names:
+                self._turn_out(descriptor, guest)
+                yield guest.route
+
+    def _refresh(self) -> bool:
+        self._next_refresh = time.monotonic() + REFRESH_S
+        problems = self._keyring.refresh()
+        if problems is None:
+            return False
+        for problem in problems:
+            log.warning("%s", problem)
+        number = len(self._keyring.names)
+        level = logging.INFO if number else logging.WARNING
+        log.log(level, "%d keys in %s let %s in", number, self._folder, self._domain)
+        return True
+
+    def _turn_out(self, descriptor: int, guest: _Guest) -> None:
+        hang_up(descriptor, guest.peer)
+        self._guests.pop(descriptor, None)
+        address = guest.peer[0] if guest.peer else "somewhere"
+        log.warning(
+            "%s is not allowed any more: its connection from %s is ended", guest.name, address
+        )
+
+    def _refuse(self, address: str, kind: str, why: str) -> None:
+        line = self._refusals.line(address, kind, why, time.monotonic())
+        if line is not None:
+            log.warning("%s", line)
+
+
+def _key_of(frame: zmq.Frame) -> str | None:
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return None

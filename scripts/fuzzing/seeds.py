@@ -37,6 +37,17 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "batch": Batch(1, parts, [1.5] * len(parts), 10.0, is_express=True).to_frames(),
         "answers": Answers(1, [f[1:] for f in results.values()], [3] * len(results)).to_frames(),
         "starting": message("starting", worker=0, pid=1, host="host", device="cpu"),
+        "ready": message(
+            "ready",
+            worker=0,
+            pid=1,
+            host="host",
+            device="cpu",
+            takes_express=True,
+            max_batch_tokens=512,
+            max_batch_rows=8,
+            model={"max_length": 512},
+        ),
         "worker_lost": message("worker_lost", worker=0, pid=1),
         "stop": message("stop"),
     }

@@ -24,7 +24,7 @@ from bert_serving.server.gateway.legacy.mailbox import Mailbox
 from bert_serving.server.gateway.legacy.requests import Unanswerable, parse_rows
 from bert_serving.server.gateway.legacy.requests import parse_request as parse_legacy_request
 from bert_serving.server.model.fake import FakeReplica
-from bert_serving.server.worker_protocol import Answers, Batch, read_message
+from bert_serving.server.worker_protocol import Answers, Batch, read_from_worker
 
 REPLICA = FakeReplica(4)
 LENGTH_BYTES = 2
@@ -89,7 +89,7 @@ def rows(data: bytes) -> None:
 
 def worker(data: bytes) -> None:
     """Read what goes between a broker and a worker, and what our other processes say."""
-    kind, header, buffers = read_message([VERSION_FRAME, *to_frames(data)])
+    kind, header, buffers = read_from_worker([VERSION_FRAME, *to_frames(data)])
     readers: dict[str, Callable[..., Batch | Answers]] = {
         "batch": Batch.parse,
         "answers": Answers.parse,

@@ -13,7 +13,14 @@ from message_strategies import odd_values, random_frames
 from bert_serving.client.errors import MalformedMessage, ProtocolError
 from bert_serving.client.frames import MAX_FRAMES, decode_message
 from bert_serving.server import worker_protocol
-from bert_serving.server.worker_protocol import MAX_BATCH_ROWS, Answers, Batch, read_message
+from bert_serving.server.worker_protocol import (
+    MAX_BATCH_ROWS,
+    Answers,
+    Batch,
+    message,
+    read_from_worker,
+    read_message,
+)
 
 parts = st.lists(st.lists(st.binary(max_size=4), min_size=1, max_size=4), max_size=5)
 numbers = st.integers(0, 2**63 - 1)
@@ -73,6 +80,37 @@ def test_a_damaged_message_is_read_or_refused(frames: list[bytes], data: st.Data
     except ProtocolError:
         return
     assert read == parse(read.to_frames()) if not isinstance(read, str) else True
+
+
+IDENTITY = {"worker": 0, "pid": 12, "host": "here", "device": "cpu"}
+OF_A_WORKER: dict[str, dict[str, Any]] = {
+    "starting": IDENTITY,
+    "ready": {
+        **IDENTITY,
+        "max_batch_tokens": 512,
+        "max_batch_rows": 8192,
+        "takes_express": True,
+        "model": {"max_length": 512},
+    },
+    "boot_failed": {"cause": "there is no such file"},
+}
+WRONG = {
+    int: [None, -1, 1.5, "1", True, 1 << 63, []],
+    str: [None, 1, b"raw", ["a"], "x" * (worker_protocol.MAX_WORDS_CHARS + 1)],
+    bool: [None, 1, "yes"],
+    dict: [None, [], "model", {}, {"max_length": 0}, {"max_length": "512"}],
+}
+
+
+@pytest.mark.parametrize("kind", OF_A_WORKER)
+def test_what_a_worker_says_of_itself_is_whole_and_of_the_right_types(kind: str) -> None:
+    fields = OF_A_WORKER[kind]
+    assert read_from_worker(message(kind, **fields))[:2] == (kind, {"type": kind, **fields})
+    for name, value in fields.items():
+        without = {key: other for key, other in fields.items() if key != name}
+        for damaged in (without, *({**fields, name: wrong} for wrong in WRONG[type(value)])):
+            with pytest.raises(MalformedMessage, match=name if name != "model" else "m"):
+                read_from_worker(message(kind, **damaged))
 
 
 @given(random_frames)

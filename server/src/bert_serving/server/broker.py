@@ -47,6 +47,7 @@ from .worker_protocol import (
     Batch,
     broker_route,
     message,
+    read_from_worker,
     read_message,
     worker_route,
 )
@@ -273,7 +274,7 @@ class Broker:
     def _on_worker(self, frames: list[Any]) -> None:
         route = frames[0].bytes
         try:
-            kind, header, _ = read_message([frame.buffer for frame in frames[1:]])
+            kind, header, _ = read_from_worker([frame.buffer for frame in frames[1:]])
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
             elif kind in ("starting", "ready"):
@@ -285,8 +286,8 @@ class Broker:
                     self._on_ready(route, header)
             elif kind == "boot_failed":
                 self._tell_supervisor("boot_failed", cause=header["cause"])
-        except (ProtocolError, KeyError, TypeError) as error:
-            log.error("a worker sent what cannot be read: %r", error)
+        except ProtocolError as error:
+            log.error("a worker sent what cannot be read: %s", error)
             if route in self._roster:
                 self._tell_supervisor("worker_stuck", route=route.decode())
             self._handle(events.WorkerLost(route))

@@ -16,7 +16,7 @@ strangers are one of ours, and may have more frames than one of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ MAX_BATCH_ROWS = MAX_ROWS
 
 MAX_ANSWER_FRAMES = 1 + MAX_VIEWS + 3  # the header, an array a view, and three for tokens
 MAX_FRAMES = 2 + MAX_BATCH_ROWS * MAX_ANSWER_FRAMES
+MAX_WORDS_CHARS = 1 << 16  # a cause may be a traceback
 
 
 def message(kind: str, **fields: Any) -> list[Any]:
@@ -49,6 +50,50 @@ def read_message(frames: Sequence[Buffer]) -> tuple[str, Header, Sequence[Buffer
     """
     header, buffers = decode_message(frames, MAX_FRAMES)
     return read.name(header, "type", MAX_NAME_CHARS), header, buffers
+
+
+def read_from_worker(frames: Sequence[Buffer]) -> tuple[str, Header, Sequence[Buffer]]:
+    """Return a worker's message as `read_message` does, with all fields that it must have.
+
+    A worker may be on another machine: what it says of itself is not believed unseen.
+
+    Raises:
+        ProtocolError: no such message.
+
+    """
+    kind, header, buffers = read_message(frames)
+    for name, check in _FIELDS_OF_A_WORKER.get(kind, {}).items():
+        if name not in header:
+            raise MalformedMessage(f"a message of type {kind} has {name}, and this one has not")
+        check(header, name)
+    if kind == "ready":
+        read.integer(read.mapping(header, "model"), "max_length", 1, MAX_ID)
+    return kind, header, buffers
+
+
+def _number(header: Header, name: str) -> None:
+    read.integer(header, name, 0, MAX_ID)
+
+
+def _size(header: Header, name: str) -> None:
+    read.integer(header, name, 1, MAX_ID)
+
+
+def _words(header: Header, name: str) -> None:
+    read.string(header, name, MAX_WORDS_CHARS)
+
+
+_IDENTITY = {"worker": _number, "pid": _number, "host": _words, "device": _words}
+_FIELDS_OF_A_WORKER: dict[str, dict[str, Callable[[Header, str], object]]] = {
+    "starting": {**_IDENTITY},
+    "ready": {
+        **_IDENTITY,
+        "max_batch_tokens": _size,
+        "max_batch_rows": _size,
+        "takes_express": read.boolean,
+    },
+    "boot_failed": {"cause": _words},
+}
 
 
 def worker_route(worker_id: int, pid: int) -> bytes:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "endurance"))
 
 import account as accounts  # noqa: E402  # it lies beside the commands that use it
+import samples  # noqa: E402
 
 
 def run(command: str, *arguments: str) -> str:
@@ -61,3 +62,29 @@ def test_a_wrong_answer_one_too_late_and_one_that_never_came_are_told_apart() ->
     assert account.unanswered == ["late: ended, but too late", "never: still open"]
     assert not account.is_good
     assert any("unanswered in time" in line and "2" in line for line in account.lines())
+
+
+def sample(at: float, mib: float, latency_s: float) -> samples.Sample:
+    return samples.Sample(at, {"broker": int(mib * 1024)}, [latency_s] * 200)
+
+
+@pytest.mark.parametrize(
+    ("mib", "latency_s", "grown"),
+    [
+        (20.0, 0.010, []),
+        (20.9, 0.0104, []),
+        (15.0, 0.005, []),
+        (21.2, 0.010, ["broker"]),
+        (20.0, 0.011, ["median latency", "p99 latency"]),
+    ],
+)
+def test_what_has_grown_by_more_than_a_twentieth_is_named(
+    mib: float, latency_s: float, grown: list[str]
+) -> None:
+    run = [sample(at, 20.0, 0.010) for at in range(60)]
+    run += [sample(60 + at, mib, latency_s) for at in range(60)]
+    first, last = samples.between(run, 0, 60), samples.between(run, 60, 120)
+    found = list(samples.figures(first, last))
+    assert [figure.name for figure in found if figure.has_grown] == grown
+    assert [("GROWN" in figure.line()) for figure in found].count(True) == len(grown)
+    assert len(list(samples.table(run, rows=6))) == 7

@@ -346,7 +346,8 @@ def test_nonsense_on_the_control_sockets_harms_nobody(
 
 INTERNAL = [
     "starting", "answers", "worker_ready", "worker_stuck", "worker_lost", "batch", "boot_failed",
-    "bound", "hello", "drained",
+    "bound", "hello", "drained", "ready", "retire", "settings", "report", "pong", "worker_refused",
+    "scale", "status",
 ]  # fmt: skip
 NONSENSE = {"worker": "x", "pid": None, "route": 5, "address": [], "batch": {}, "sizes": "a"}
 

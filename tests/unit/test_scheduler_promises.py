@@ -1,4 +1,4 @@
-"""The scheduler's six promises, against a model that watches every action it takes.
+"""The scheduler's promises, against a model that watches every action it takes.
 
 The model knows who asked for what, what each worker holds and how often it was lost. It
 makes no decision of its own: it says which actions would break a promise.
@@ -36,8 +36,10 @@ from bert_serving.server.scheduling.events import (
     RequestsCancelled,
     SchedulerLimits,
     TimePassed,
+    WorkerDone,
     WorkerLost,
     WorkerReady,
+    WorkerRetired,
     WorkerStuck,
 )
 from bert_serving.server.scheduling.scheduler import Scheduler
@@ -107,6 +109,8 @@ class Held:
     running_since: float = 0.0
     is_on_trial: bool = False
     is_stuck: bool = False
+    is_retired: bool = False
+    is_done: bool = False
 
     @property
     def in_hand(self) -> dict[int, list[Asked]]:
@@ -227,6 +231,14 @@ class Promises(RuleBasedStateMachine):
     def a_worker_stays_away(self, worker: bytes, happens: bool) -> None:
         if happens:
             self.worker_is_lost(worker)
+
+    @precondition(lambda self: len(self.workers) > 1)
+    @rule(choice=choices, happens=st.sampled_from([False] * 3 + [True]))
+    def a_worker_is_retired(self, choice: int, happens: bool) -> None:
+        if happens:
+            worker = self.pick(list(self.workers), choice)
+            self.workers[worker].is_retired = True
+            self.handle(WorkerRetired(worker))
 
     def worker_is_lost(self, worker: bytes) -> None:
         self.lose(worker)
@@ -419,6 +431,7 @@ class Promises(RuleBasedStateMachine):
             Deliver: self.check_delivery,
             AnswerError: self.check_error,
             WorkerStuck: self.check_stuck,
+            WorkerDone: self.check_done,
         }
         checks[type(action)](action)
 
@@ -449,6 +462,13 @@ class Promises(RuleBasedStateMachine):
         assert self.is_overdue(held)
         held.is_stuck = True
 
+    def check_done(self, action: WorkerDone) -> None:
+        held = self.workers[action.worker]
+        assert held.is_retired
+        assert not held.in_hand, "a worker was told to end with something in hand"
+        assert not held.is_done, "a worker was told to end twice"
+        held.is_done = True
+
     def is_overdue(self, held: Held) -> bool:
         since = held.running_since + LIMITS.batch_timeout_s
         return bool(held.in_hand) and not held.is_stuck and since <= self.now
@@ -460,6 +480,7 @@ class Promises(RuleBasedStateMachine):
         assert action.batch_id not in self.batch_ids
         self.batch_ids.add(action.batch_id)
         assert not held.is_stuck
+        assert not held.is_retired, "a retired worker got a batch"
         assert not held.is_on_trial, "something went to a worker that tries a suspect"
         for asked, queued_s in zip(batch, action.queued_s, strict=True):
             assert self.open.get((asked.client, asked.request_id)) is asked, "not wanted"
@@ -494,12 +515,16 @@ class Promises(RuleBasedStateMachine):
         assert all(asked.is_small for asked in batch)
 
     def check_choice_of_worker(self, held: Held) -> None:
-        loads = [len(each.in_hand) for each in self.workers.values() if not each.is_stuck]
+        loads = [len(each.in_hand) for each in self.takers()]
         if held.in_hand and 0 in loads:
             suspects = [asked for asked in self.queued() if asked.deaths >= 2]
-            idle = [each for each in self.workers.values() if not each.in_hand]
+            idle = [each for each in self.takers() if not each.in_hand]
             assert suspects, "an idle worker was passed over"
             assert len(idle) <= 1, "idle workers were passed over"
+
+    def takers(self) -> list[Held]:
+        """The workers that may get more work."""
+        return [held for held in self.workers.values() if not (held.is_stuck or held.is_retired)]
 
     def check_trial(self, held: Held, batch: list[Asked]) -> None:
         assert len(batch) == 1
@@ -584,6 +609,7 @@ class Promises(RuleBasedStateMachine):
         """What must hold after each event."""
         assert not self.due, "a deadline came, and no answer"
         self.check_stuck_workers()
+        self.check_retired_workers()
         self.check_wakeup()
         self.check_room()
         self.check_numbers()
@@ -592,6 +618,10 @@ class Promises(RuleBasedStateMachine):
     def check_stuck_workers(self) -> None:
         assert not self.expected_stuck
         assert not any(self.is_overdue(held) for held in self.workers.values())
+
+    def check_retired_workers(self) -> None:
+        for held in self.workers.values():
+            assert held.is_done == (held.is_retired and not held.in_hand)
 
     def check_wakeup(self) -> None:
         deadlines = [asked.deadline for asked in self.open.values() if asked.deadline < inf]
@@ -607,10 +637,8 @@ class Promises(RuleBasedStateMachine):
         on_trial = [held for held in self.workers.values() if held.is_on_trial]
         room = [
             held
-            for held in self.workers.values()
-            if len(held.batches) < LIMITS.max_batches_per_worker
-            and not held.is_stuck
-            and not held.is_on_trial
+            for held in self.takers()
+            if len(held.batches) < LIMITS.max_batches_per_worker and not held.is_on_trial
         ]
         kept_for_a_suspect = 1 if suspects and not on_trial else 0
         if any(not asked.is_small for asked in self.ready()):
@@ -622,10 +650,9 @@ class Promises(RuleBasedStateMachine):
         if all(asked.is_small for asked in self.ready()) and self.ready():
             lanes = [
                 held
-                for held in self.workers.values()
+                for held in self.takers()
                 if held.has_lane
                 and not held.express
-                and not held.is_stuck
                 and not held.is_on_trial  # nothing may go there: see check_dispatch
             ]
             assert len(lanes) <= kept_for_a_suspect, "a small request waits beside an open lane"

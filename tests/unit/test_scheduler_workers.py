@@ -10,6 +10,8 @@ from bert_serving.server.scheduling.events import (
     Deliver,
     Dispatch,
     RequestsCancelled,
+    WorkerDone,
+    WorkerRetired,
     WorkerStuck,
 )
 
@@ -214,3 +216,43 @@ def test_a_stuck_worker_may_still_answer() -> None:
     scene.wait(6.0)
     assert scene.answer("w") == [Deliver(b"a", 0, "answer to a0")]
     assert sent(scene.ask("a1")) == []
+
+
+# workers that are retired
+
+
+def test_a_retired_worker_answers_what_it_has_gets_no_more_and_is_done() -> None:
+    scene = Scene()
+    scene.start("w0")
+    scene.ask("a0")
+    scene.ask("a1")
+    assert scene.play(WorkerRetired(b"w0")) == []
+    assert scene.ask("a2") == []
+    assert only(scene.answer("w0"), WorkerDone) == []
+    assert only(scene.answer("w0"), WorkerDone) == [WorkerDone(b"w0")]
+    assert sent(scene.start("w1")) == [(b"w1", ["a2"])]
+
+
+def test_an_idle_worker_is_done_as_soon_as_it_is_retired_and_told_once() -> None:
+    scene = Scene()
+    scene.start("w0")
+    assert scene.play(WorkerRetired(b"w0")) == [WorkerDone(b"w0")]
+    assert scene.play(WorkerRetired(b"w0")) == []
+    assert scene.play(WorkerRetired(b"nobody")) == []
+
+
+def test_what_a_retired_worker_dies_with_goes_to_another() -> None:
+    scene = Scene()
+    scene.start("w0")
+    scene.ask("a0")
+    scene.play(WorkerRetired(b"w0"))
+    scene.start("w1")
+    assert sent(scene.lose("w0")) == [(b"w1", ["a0"])]
+
+
+def test_a_retired_worker_that_hangs_is_stuck() -> None:
+    scene = Scene(batch_timeout_s=10.0)
+    scene.start("w0")
+    scene.ask("a0")
+    scene.play(WorkerRetired(b"w0"))
+    assert only(scene.wait(10.0), WorkerStuck) == [WorkerStuck(b"w0")]

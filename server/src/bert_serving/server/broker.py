@@ -221,9 +221,10 @@ class Broker:
         elif isinstance(request, Membership):
             self._on_membership(route, request)
         else:
-            num_clients = self._count_clients()
-            status = self._roster.status(self._scheduler, num_clients, self._groups)
-            self._answer(route, Status(request.id, status).to_frames())
+            self._answer(route, Status(request.id, self._status()).to_frames())
+
+    def _status(self) -> dict[str, Any]:
+        return self._roster.status(self._scheduler, self._count_clients(), self._groups)
 
     def _count_clients(self) -> int:
         """Return how many clients were heard of lately, and forget the others."""
@@ -296,6 +297,10 @@ class Broker:
         self._handle(events.BatchAnswered(route, answers.batch_id, answers.answers, answers.tokens))
 
     def _on_ready(self, route: bytes, header: dict[str, Any]) -> None:
+        misfit = self._roster.misfit(header["model"])
+        if misfit is not None:
+            self._tell_supervisor("worker_refused", pid=header["pid"], cause=misfit)
+            return
         record = self._roster.mark_ready(route, header)
         self._tell_supervisor("worker_ready", worker=record.id, pid=record.pid)
         self._handle(
@@ -307,6 +312,8 @@ class Broker:
                 takes_express=header["takes_express"],
             )
         )
+        if self._roster.is_retired(route):
+            self._handle(events.WorkerRetired(route))
         if not self._was_ready and self._roster.num_ready >= self._config.num_worker:
             self._was_ready = True
             self._tell_supervisor("ready", model=dict(header["model"]))
@@ -319,8 +326,16 @@ class Broker:
             route = worker_route(header["worker"], header["pid"])
             self._roster.remove(route)
             self._handle(events.WorkerLost(route))
+        elif kind == "retire":
+            route = worker_route(header["worker"], header["pid"])
+            self._roster.retire(route)
+            self._handle(events.WorkerRetired(route))
+        elif kind == "settings":
+            self._roster.set(header["num_worker"], header["settings"])
         elif kind == "ping":
             self._tell_supervisor("pong")
+        elif kind == "report":
+            self._tell_supervisor("report", report=self._status())
         elif kind == "drain":
             self._handle(events.DrainStarted())
         elif kind == "stop":
@@ -348,6 +363,8 @@ class Broker:
             self._dispatch(action)
         elif isinstance(action, events.AnswerError):
             self._answer_error(action)
+        elif isinstance(action, events.WorkerDone):
+            self._send(self._backend, [action.worker, *message("stop")])
         else:
             log.error("worker %s holds a batch past its limit", action.worker.decode())
             self._tell_supervisor("worker_stuck", route=action.worker.decode())

@@ -20,24 +20,34 @@ log = logging.getLogger("bert_serving.supervisor")
 
 
 class Children:
-    """The broker, the workers by number, and the gateway if there is one."""
+    """The broker, the workers by number, and the gateway if there is one.
+
+    Attributes:
+        successor: a worker that loads, to take another's place or a new one.
+        leaving: a worker that has lost its place and works off what it has.
+
+    """
 
     def __init__(self) -> None:
         self.broker: Child[BrokerConfig] | None = None
         self.workers: dict[int, Child[WorkerConfig]] = {}
         self.gateway: Child[LegacyConfig] | None = None
+        self.successor: Child[WorkerConfig] | None = None
+        self.leaving: Child[WorkerConfig] | None = None
 
     def __iter__(self) -> Iterator[Child[Any]]:
         """Go through all places; the broker comes first, as the others talk to it."""
         if self.broker is not None:
             yield self.broker
         yield from self.workers.values()
-        if self.gateway is not None:
-            yield self.gateway
+        for child in (self.successor, self.leaving, self.gateway):
+            if child is not None:
+                yield child
 
     def worker_with(self, pid: int) -> Child[WorkerConfig] | None:
         """Return the worker whose present life has a process id."""
-        return next((worker for worker in self.workers.values() if worker.pid == pid), None)
+        workers = [*self.workers.values(), self.successor, self.leaving]
+        return next((worker for worker in workers if worker and worker.pid == pid), None)
 
     def is_gateway(self, route: bytes) -> bool:
         """Whether a message that came by a route is the present gateway's."""
@@ -61,7 +71,7 @@ class Children:
 
         Where the system has no more processes or descriptors to give, another try is due later.
         """
-        for child in self:
+        for child in list(self):
             if child.is_due(now):
                 try:
                     child.start()

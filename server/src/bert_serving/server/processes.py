@@ -67,6 +67,7 @@ class Child(Generic[Role]):
         restart_at: when its next life begins, if it is waiting for that.
         is_ready: its present life has said that it is.
         exit_status: of its last life that has ended.
+        restarts: how many lives have followed its first.
 
     """
 
@@ -78,6 +79,7 @@ class Child(Generic[Role]):
     restart_at: float | None = None
     is_ready: bool = False
     exit_status: int | None = None
+    restarts: int = 0
 
     def start(self) -> None:
         """Begin a life."""
@@ -124,6 +126,7 @@ class Child(Generic[Role]):
         """Have another life begin; returns how many seconds there are to it."""
         delay_s = self.policy.on_exit(now, jitter)
         self.restart_at = now + delay_s
+        self.restarts += 1
         return delay_s
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from bert_serving.client.view import View
@@ -46,6 +46,7 @@ class BrokerConfig:
         max_request_bytes: of one frame; a peer that sends more is disconnected.
         default_view: for the welcome.
         settings: the operator's options, for the status.
+        model: what the workers of an earlier broker have served, which later ones must fit.
         verbose: log more.
         log_format: text or json.
 
@@ -64,6 +65,7 @@ class BrokerConfig:
     settings: dict[str, Any]
     verbose: bool
     log_format: str = "text"
+    model: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BrokerConfig:

@@ -21,6 +21,7 @@ from .version import __version__
 MAX_ROWS_A_REQUEST = 256  # beyond that a larger request is not cheaper a row any more
 TOKENS_A_ROW = 16  # of a short sentence: what a request's rows are reckoned at
 BYTES_A_TOKEN = 8  # generous: Latin script has about 4
+SHAPE = ("hidden_size", "num_layers", "max_length", "head_sizes")
 BATCHES_IN_FLIGHT = 6  # a worker has two in hand; the others hide the way there and back
 
 
@@ -42,9 +43,12 @@ class Roster:
 
     def __init__(self, config: BrokerConfig) -> None:
         self._config = config
+        self._num_worker = config.num_worker
+        self._settings = config.settings
+        self._retired: set[bytes] = set()
         self._records: dict[bytes, WorkerRecord] = {}
         self._started = time.time()
-        self._model: Mapping[str, Any] = {}
+        self._model: Mapping[str, Any] = config.model
         self._budget = 0
 
     def add(self, route: bytes, header: Mapping[str, Any]) -> None:
@@ -53,19 +57,47 @@ class Roster:
             id=header["worker"], pid=header["pid"], host=header["host"], device=header["device"]
         )
 
+    def misfit(self, model: Mapping[str, Any]) -> str | None:
+        """Say why a model can't be served beside the one that is; None if it can.
+
+        What clients have been told of the model's shape holds for all workers at all times.
+        """
+        for name in SHAPE if self._model else ():
+            if model.get(name) != self._model.get(name):
+                return (
+                    f"{model.get('name')} has another shape than {self._model.get('name')}, which "
+                    f"is served: {name} {model.get(name)} instead of {self._model.get(name)}"
+                )
+        return None
+
     def mark_ready(self, route: bytes, header: Mapping[str, Any]) -> WorkerRecord:
         """Note a worker that can compute; a broker that is new may not have heard of it yet."""
         if route not in self._records:
             self.add(route, header)
         record = self._records[route]
-        record.state = "ready"
+        record.state = "retiring" if route in self._retired else "ready"
         record.max_batch_tokens = self._budget = header["max_batch_tokens"]
         record.model = self._model = header["model"]
         return record
 
+    def retire(self, route: bytes) -> None:
+        """Note that a worker, which may not be known yet, is to get no more batches."""
+        self._retired.add(route)
+        if route in self._records:
+            self._records[route].state = "retiring"
+
+    def is_retired(self, route: bytes) -> bool:
+        """Whether a worker is to get no more batches."""
+        return route in self._retired
+
     def remove(self, route: bytes) -> None:
         """Forget a worker that is gone."""
         self._records.pop(route, None)
+        self._retired.discard(route)
+
+    def set(self, num_worker: int, settings: Mapping[str, Any]) -> None:
+        """Note what was changed since the start."""
+        self._num_worker, self._settings = num_worker, dict(settings)
 
     def __contains__(self, route: bytes) -> bool:
         return route in self._records
@@ -97,7 +129,7 @@ class Roster:
         max_rows = min(max(self._budget // TOKENS_A_ROW, 16), self._config_rows, share)
         max_bytes = max(max_rows * TOKENS_A_ROW * BYTES_A_TOKEN, 4096)
         a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
-        window = int(BATCHES_IN_FLIGHT * a_batch * self._config.num_worker) + 1
+        window = int(BATCHES_IN_FLIGHT * a_batch * self._num_worker) + 1
         window = min(window, share // max_rows, 256)
         return Limits(max_rows, min(max_bytes, most), window, most)
 
@@ -116,7 +148,7 @@ class Roster:
         counters = scheduler.counters
         refused, failed = dict(counters.refused), dict(counters.failed)
         return {
-            **self._config.settings,
+            **self._settings,
             "state": self.state(is_draining=scheduler.is_draining),
             "workers": [_status(record) for record in self._sorted()],
             "model": dict(self._model),
@@ -148,7 +180,7 @@ class Roster:
 
     @property
     def _config_rows(self) -> int:
-        return min(self._config.settings["max_batch_size"] or MAX_ROWS_A_REQUEST, MAX_ROWS)
+        return min(self._settings["max_batch_size"] or MAX_ROWS_A_REQUEST, MAX_ROWS)
 
     def _sorted(self) -> list[WorkerRecord]:
         return sorted(self._records.values(), key=lambda record: record.id)

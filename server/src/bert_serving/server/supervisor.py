@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ import zmq
 from bert_serving.client.keys import KeyFileError, read_secret
 
 from . import control, exit_codes, logs, ready
+from .administration import Administration
 from .broker_link import BrokerLink
 from .children import Children, restart_later
 from .config import ServerConfig, option_fields
@@ -30,9 +32,10 @@ from .devices import PlacementError, place_workers
 from .exposure import ExposureError, check_exposure
 from .layout_calibration import with_num_worker
 from .processes import Child
-from .roles import broker_config, legacy_config, port_of, worker_config
+from .roles import WorkerConfig, broker_config, legacy_config, port_of, worker_config
 from .scheduling.restarts import RestartPolicy
 from .worker_protocol import gateway_route
+from .workforce import Workforce
 
 log = logging.getLogger("bert_serving.supervisor")
 
@@ -101,10 +104,14 @@ def _warn_of_ignored(config: ServerConfig) -> None:
 
 @contextmanager
 def _signals(supervisor: Supervisor) -> Iterator[None]:
-    def note(_number: int, _: FrameType | None) -> None:
+    def note_stop(_number: int, _: FrameType | None) -> None:
         supervisor.stop_signals += 1
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    def note_reload(_number: int, _: FrameType | None) -> None:
+        supervisor.is_to_reload = True
+
+    notes = {signal.SIGTERM: note_stop, signal.SIGINT: note_stop, signal.SIGHUP: note_reload}
+    old = {number: signal.signal(number, note) for number, note in notes.items()}
     try:
         yield
     finally:
@@ -122,6 +129,10 @@ class Supervisor:
         self._control = control.ControlSocket(self._context)
         self._broker = BrokerLink(self._control)
         self._children = Children()
+        self._workforce = Workforce(self._children, self._broker, config.batch_timeout)
+        self._administration = Administration(
+            config, self._addresses, self._children, self._broker, self._workforce
+        )
         self._native = ""
         self._legacy: list[str] = []
         self._cause: str | None = None
@@ -131,6 +142,7 @@ class Supervisor:
         self._is_ready = False
         self._broker_drains = False
         self.stop_signals = 0
+        self.is_to_reload = False
         self._on_broker: dict[str, Callable[[dict[str, Any]], None]] = {
             "bound": self._on_bound,
             "pong": lambda _: self._broker.on_pong(),
@@ -138,6 +150,8 @@ class Supervisor:
             "worker_ready": self._on_worker_ready,
             "ready": self._on_workers_ready,
             "worker_stuck": self._on_worker_stuck,
+            "worker_refused": self._on_worker_refused,
+            "report": lambda header: self._administration.on_report(header["report"]),
             "drained": lambda _: None,  # its end says the same
         }
 
@@ -196,7 +210,12 @@ class Supervisor:
                 return exit_codes.FAILED
             if self._drain_deadline is not None and self._has_drained():
                 return exit_codes.OK
+            if self.is_to_reload:
+                self.is_to_reload = False
+                self._obey("reload", {}, lambda *_, **__: None)
             self._check_children()
+            self._workforce.advance()
+            self._administration.advance()
 
     # starting
 
@@ -223,6 +242,8 @@ class Supervisor:
         route, kind, header = received
         if kind == "terminate":
             self._on_terminate(route)
+        elif self._administration.knows(kind):
+            self._obey(kind, header, partial(self._control.tell, route))
         elif self._children.is_gateway(route):
             self._on_gateway(kind, header)
         elif self._broker.is_from(route):
@@ -237,12 +258,17 @@ class Supervisor:
         self._control.tell(route, "terminating", pid=os.getpid())
         self.stop_signals += 1
 
+    def _obey(self, kind: str, header: dict[str, Any], answer: Callable[..., None]) -> None:
+        can_change = self._is_ready and not self.stop_signals
+        self._administration.obey(kind, header, answer, can_change=can_change)
+
     def _on_bound(self, header: dict[str, Any]) -> None:
         """Note where the broker listens; its next lives are to listen there as well."""
         broker = self._children.broker
         assert broker is not None
         broker.mark_ready(time.monotonic())
         self._broker.on_bound()
+        self._workforce.tell_new_broker()
         if self._native:
             log.info("the broker is back at %s", self._native)
             return
@@ -257,8 +283,12 @@ class Supervisor:
         worker = self._children.worker_with(header["pid"])
         if worker is not None:
             worker.mark_ready(time.monotonic())
+            self._workforce.on_ready(worker)
 
-    def _on_workers_ready(self, _: dict[str, Any]) -> None:
+    def _on_workers_ready(self, header: dict[str, Any]) -> None:
+        broker = self._children.broker
+        assert broker is not None
+        broker.config = replace(broker.config, model=header["model"])
         self._workers_are_ready = True
         self._announce_if_ready()
 
@@ -266,6 +296,12 @@ class Supervisor:
         worker = self._children.worker_with(int(header["route"].rpartition("-")[2]))
         if worker is not None:
             log.error("%s is stuck: ending it", worker.name)
+            worker.end(0.0)
+
+    def _on_worker_refused(self, header: dict[str, Any]) -> None:
+        worker = self._children.worker_with(header["pid"])
+        if worker is not None:
+            self._cause = header["cause"]
             worker.end(0.0)
 
     def _on_gateway(self, kind: str, header: dict[str, Any]) -> None:
@@ -317,6 +353,8 @@ class Supervisor:
             self._broker.on_lost()
         elif not is_gateway:
             self._broker.tell("worker_lost", worker=child.config.worker_id, pid=pid)
+            if self._has_left(child):
+                return
         if self._drain_deadline is not None:
             if not is_broker and not is_gateway and child.exit_status != exit_codes.OK:
                 self._start_another(child, now)
@@ -326,11 +364,28 @@ class Supervisor:
             self._await_cause()
             raise StartError(f"{child.name} cannot start: {self._cause or _end_of(child)}")
 
+    def _has_left(self, worker: Child[WorkerConfig]) -> bool:
+        """Whether a worker that has ended was one that was to leave, or only to come."""
+        is_successor, is_leaving = (
+            worker is self._children.successor,
+            worker is self._children.leaving,
+        )
+        if is_leaving:
+            log.info("%s has left: it %s", worker.name, _end_of(worker))
+        if is_successor and worker.exit_status == exit_codes.BOOT_FAILED:
+            self._await_cause()
+        if is_successor or is_leaving:
+            self._workforce.on_exit(worker, self._take_why(worker))
+        return is_successor or is_leaving
+
     def _start_another(self, child: Child[Any], now: float) -> None:
         delay_s = restart_later(child, now)
-        why = "" if self._cause is None else f" ({self._cause})"
-        self._cause = None
-        log.error("%s %s%s: starting another in %.1f s", child.name, _end_of(child), why, delay_s)
+        log.error("%s %s: starting another in %.1f s", child.name, self._take_why(child), delay_s)
+
+    def _take_why(self, child: Child[Any]) -> str:
+        """Return how a child ended, and the cause that was told last."""
+        cause, self._cause = self._cause, None
+        return _end_of(child) if cause is None else f"{_end_of(child)} ({cause})"
 
     def _await_cause(self) -> None:
         deadline = time.monotonic() + CAUSE_TIMEOUT_S
@@ -341,6 +396,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         log.info("stopping: working off what was accepted")
+        self._workforce.abandon("the server is stopping")
         self._drain_deadline = time.monotonic() + self._config.drain_timeout
         if not self._is_ready:
             self._drain_deadline = 0.0  # nothing can have been computed: end at once

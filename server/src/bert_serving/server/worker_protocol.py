@@ -7,11 +7,14 @@ strangers are one of ours, and may have more frames than one of theirs.
 
     worker to broker      starting, ready, answers, boot_failed
     broker to worker      batch, stop
-    broker to supervisor  bound, worker_ready, ready, worker_stuck, boot_failed, pong, drained
-    supervisor to broker  ping, worker_lost, drain, stop
+    broker to supervisor  bound, worker_ready, ready, worker_stuck, worker_refused, boot_failed,
+                          pong, report, drained
+    supervisor to broker  ping, report, worker_lost, retire, settings, drain, stop
     gateway to supervisor bound, boot_failed
     supervisor to gateway drain, stop
     terminate command     terminate; answered by terminating, then terminated
+    admin command         status; answered by status
+                          reload, scale; answered by refused, or accepted, then changed or failed
 """
 
 from __future__ import annotations

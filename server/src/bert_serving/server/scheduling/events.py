@@ -70,6 +70,13 @@ class WorkerReady:
 
 
 @dataclass(slots=True)
+class WorkerRetired:
+    """A worker is to get no more batches, and to be done when it has answered those in hand."""
+
+    worker: Worker
+
+
+@dataclass(slots=True)
 class WorkerLost:
     """A worker is gone, with whatever it had in hand."""
 
@@ -110,6 +117,7 @@ Event: TypeAlias = (
     | RequestsCancelled
     | ClientLost
     | WorkerReady
+    | WorkerRetired
     | WorkerLost
     | BatchAnswered
     | DrainStarted
@@ -160,7 +168,14 @@ class WorkerStuck:
     worker: Worker
 
 
-Action: TypeAlias = Dispatch | Deliver | AnswerError | WorkerStuck
+@dataclass(slots=True)
+class WorkerDone:
+    """A retired worker has nothing in hand any more: let it end; a `WorkerLost` will follow."""
+
+    worker: Worker
+
+
+Action: TypeAlias = Dispatch | Deliver | AnswerError | WorkerStuck | WorkerDone
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class Scheduler:
             events.RequestsCancelled: self._on_requests_cancelled,
             events.ClientLost: self._on_client_lost,
             events.WorkerReady: self._on_worker_ready,
+            events.WorkerRetired: self._on_worker_retired,
             events.WorkerLost: self._on_worker_lost,
             events.BatchAnswered: self._on_batch_answered,
             events.DrainStarted: self._on_drain_started,
@@ -216,6 +217,15 @@ class Scheduler:
         self._costs.max_row_tokens = ready.max_row_tokens
         self._pool.add(ready)
 
+    def _on_worker_retired(self, event: events.WorkerRetired) -> None:
+        state = self._pool.retire(event.worker)
+        if state is not None:
+            self._end_if_done(state)
+
+    def _end_if_done(self, state: WorkerState) -> None:
+        if state.is_retired and not state.batches_in_hand:
+            self._actions.append(events.WorkerDone(state.worker))
+
     def _on_worker_lost(self, event: events.WorkerLost) -> None:
         self._lose(event.worker)
 
@@ -246,6 +256,7 @@ class Scheduler:
             if request.is_open:
                 self._deliver(request, answer)
         self._learn(state, batch, event.tokens, ran_s)
+        self._end_if_done(state)
 
     def _deliver(self, request: Request, answer: object) -> None:
         self._ledger.close(request)

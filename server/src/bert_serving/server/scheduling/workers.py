@@ -28,13 +28,15 @@ class WorkerState:
         batches: the requests of each batch in hand, by batch id; the first one is running.
         express: likewise, the one that goes ahead of them, if there is one.
         running_since: when it last answered while it had more in hand, or got its first.
+        is_retired: it gets no more, and is done when it has answered what it has.
         is_stuck: it held a batch too long and gets no more; it is about to be lost.
 
     """
 
     __slots__ = (
-        "batches", "batches_served", "express", "is_stuck", "max_batch_rows", "max_batch_tokens",
-        "rows_served", "running_since", "takes_express", "tokens_served", "worker",
+        "batches", "batches_served", "express", "is_retired", "is_stuck", "max_batch_rows",
+        "max_batch_tokens", "rows_served", "running_since", "takes_express", "tokens_served",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, ready: WorkerReady) -> None:
@@ -45,6 +47,7 @@ class WorkerState:
         self.batches: dict[int, list[Request]] = {}
         self.express: dict[int, list[Request]] = {}
         self.running_since = 0.0
+        self.is_retired = False
         self.is_stuck = False
         self.batches_served = 0
         self.rows_served = 0
@@ -121,6 +124,17 @@ class WorkerPool:
             self.isolated = None
             self.trial_is_on = False
         return list(state.requests_in_hand)
+
+    def retire(self, worker: Worker) -> WorkerState | None:
+        """Give a worker nothing more; returns it, if it is there and was not retired yet."""
+        state = self.states.get(worker)
+        if state is None or state.is_retired:
+            return None
+        self._unshelve(state)
+        state.is_retired = True
+        if state is self.isolated and not self.trial_is_on:
+            self.isolated = None
+        return state
 
     def best(self, *, is_small: bool = False) -> WorkerState | None:
         """Return the worker that the next batch goes to, if any can take one.
@@ -220,7 +234,7 @@ class WorkerPool:
             self._running.move_to_end(state.worker)
 
     def _shelve(self, state: WorkerState) -> None:
-        if state.is_stuck or state is self.isolated:
+        if state.is_stuck or state.is_retired or state is self.isolated:
             return
         load = state.load
         if load < len(self._shelves):

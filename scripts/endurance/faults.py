@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import msgpack
 import zmq
 from account import WrongAnswer
-from scene import TIMEOUT_S, Scene
+from scene import COMMANDS, TIMEOUT_S, Scene
 
 from bert_serving.client import BertClient
 from bert_serving.client.errors import DeadlineExceeded, WorkerFailed
@@ -74,6 +74,22 @@ def kill_broker(scene: Scene, rng: Random) -> None:
     """The broker is killed, with all that it has queued."""
     scene.note_death("broker")
     _signal(scene, rng, "server.broker", signal.SIGKILL)
+
+
+def reload(scene: Scene, _: Random) -> None:
+    """All workers are replaced, one by one."""
+    scene.server.process.send_signal(signal.SIGHUP)
+
+
+def scale(scene: Scene, rng: Random) -> None:
+    """Another number of workers is wanted; a change that is still going on may refuse it."""
+    command = [COMMANDS / "bert-serving-admin", "scale", str(rng.randint(2, 4))]
+    options = ["-port", str(scene.server.port), "-timeout", "20"]
+
+    def ask() -> None:
+        subprocess.run([*command, *options], capture_output=True, timeout=TIMEOUT_S)
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def _poison(text: str) -> Fault:
@@ -171,6 +187,8 @@ FAULTS: dict[str, Fault] = {
     "raise": refuse,
     "kill-gateway": kill_gateway,
     "kill-broker": kill_broker,
+    "reload": reload,
+    "scale": scale,
     "garbage": garbage,
     "connections": connections,
     "descriptors": descriptors,

@@ -21,9 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "integrat
 
 from account import Account
 from legacy_client import legacy_ports, old_wire
-from server_process import ServerProcess, memory_kib
+from server_process import COMMANDS, ServerProcess, memory_kib
 
-__all__ = ["ServerProcess", "memory_kib", "old_wire"]  # from the tests, whose folder is added here
+__all__ = [
+    "COMMANDS",
+    "ServerProcess",
+    "memory_kib",
+    "old_wire",
+]  # from the tests, whose folder is added here
 
 DIM = 32
 TIMEOUT_S = 40.0

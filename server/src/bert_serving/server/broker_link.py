@@ -14,6 +14,7 @@ from .control import ControlSocket
 from .worker_protocol import broker_route
 
 PING_S = 1.0
+LATELY = 2  # pings: one may be on its way
 MAX_UNANSWERED = 10
 
 
@@ -66,6 +67,11 @@ class BrokerLink:
     def on_pong(self) -> None:
         """Note a sign of life."""
         self._unanswered = 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether the broker is there and has answered lately."""
+        return self.is_bound and self._unanswered <= LATELY
 
     @property
     def hangs(self) -> bool:

@@ -34,6 +34,7 @@ from .layout_calibration import with_num_worker
 from .processes import Child
 from .roles import WorkerConfig, broker_config, legacy_config, port_of, worker_config
 from .scheduling.restarts import RestartPolicy
+from .service_manager import ServiceManager
 from .worker_protocol import gateway_route
 from .workforce import Workforce
 
@@ -133,6 +134,7 @@ class Supervisor:
         self._administration = Administration(
             config, self._addresses, self._children, self._broker, self._workforce
         )
+        self._manager = ServiceManager()
         self._native = ""
         self._legacy: list[str] = []
         self._cause: str | None = None
@@ -211,11 +213,23 @@ class Supervisor:
             if self._drain_deadline is not None and self._has_drained():
                 return exit_codes.OK
             if self.is_to_reload:
-                self.is_to_reload = False
-                self._obey("reload", {}, lambda *_, **__: None)
+                self._reload()
             self._check_children()
             self._workforce.advance()
             self._administration.advance()
+            if self._broker.answers:
+                self._manager.beat(time.monotonic())
+
+    def _reload(self) -> None:
+        """Load the model anew; whoever sent the signal is not told, its service manager is."""
+        self.is_to_reload = False
+
+        def answer(kind: str, **_: Any) -> None:
+            if kind != "accepted" and self._is_ready:
+                self._manager.is_ready()  # whether it was refused, has failed or is done
+
+        self._manager.is_reloading()
+        self._obey("reload", {}, answer)
 
     # starting
 
@@ -327,6 +341,7 @@ class Supervisor:
         if gateway is not None:
             addresses["legacy"] = self._legacy
         ready.announce({**addresses, "pid": os.getpid()}, self._config.ready_file)
+        self._manager.is_ready()
 
     # watching
 
@@ -397,6 +412,7 @@ class Supervisor:
     def _drain(self) -> None:
         log.info("stopping: working off what was accepted")
         self._workforce.abandon("the server is stopping")
+        self._manager.is_stopping()
         self._drain_deadline = time.monotonic() + self._config.drain_timeout
         if not self._is_ready:
             self._drain_deadline = 0.0  # nothing can have been computed: end at once

@@ -145,7 +145,7 @@ def test_what_is_not_read_is_bounded_and_the_oldest_is_dropped(fake_server: Serv
         member.join("too much")
         for _ in range(calls):
             sender.encode(rows, group="too much")
-        unread = member._process.background().session.broadcasts
+        unread = member._process.background().fleet.only.broadcasts
         eventually(lambda: unread.dropped >= 2)
         sender.encode("last", group="too much")
         with pytest.warns(BroadcastWarning, match="dropped"):

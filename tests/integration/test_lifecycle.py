@@ -241,12 +241,13 @@ def test_a_signal_lets_the_server_work_off_what_it_has(
     start_server: Starter, number: signal.Signals
 ) -> None:
     server = start_server()
-    with server.client() as late, a_long_call(server) as call:
+    short = 300 * SECOND  # a client waits for another server in its place
+    with server.client(timeout=short) as late, a_long_call(server) as call:
         os.kill(server.pid, number)
         eventually(lambda: late.server_status["state"] == "draining")
         with pytest.raises(Unavailable):
             late.encode("too late")
-        with server.client() as newcomer, pytest.raises(Unavailable):
+        with server.client(timeout=short) as newcomer, pytest.raises(Unavailable):
             newcomer.encode("too late")
         assert np.array_equal(call.result(), fake_embedding("fake:sleep 1.5", DIM))
     assert server.wait() == exit_codes.OK

@@ -103,6 +103,14 @@ ANSWERS: dict[str, Any] = {
         default_view=DEFAULT_VIEW,
         model=MODEL,
     ),
+    "welcome_on_a_named_connection": Welcome(
+        server="bert-serving/2.0.0",
+        state="ready",
+        limits=Limits(),
+        default_view=DEFAULT_VIEW,
+        model=MODEL,
+        connection="8f14e45f",
+    ),
     "result": Result(
         id=1,
         views={"embedding": ViewArray(np.array([[0.5, -1.0], [2.0, 0.25]], np.float32))},

@@ -142,6 +142,7 @@ answers = st.one_of(
         ),
         default_view=filled_views,
         model=maps,
+        connection=names | st.just(""),
     ),
     results(),
     st.builds(

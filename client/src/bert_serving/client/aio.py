@@ -1,4 +1,4 @@
-"""`AsyncBertClient`: the same calls for asyncio, over the same session and one socket.
+"""`AsyncBertClient`: the same calls for asyncio, over the same fleet and a socket a server.
 
 ZeroMQ's file descriptor tells the loop only that something may have changed, and only
 at its edge; so every turn sends, then receives until nothing is left.
@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,13 +22,13 @@ from . import options
 from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
-from .connection import MAX_RECEIVED_AT_ONCE, open_socket, receive_all
+from .connection import MAX_RECEIVED_AT_ONCE, open_sockets, receive_all
 from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
-from .keys import connection_keys
+from .fleet import Fleet
 from .listening import warn_if_dropped
 from .pairs import check_separator
-from .session import Session
+from .servers import ServerKey, check_one_server, server_addresses, server_endpoints, statuses
 from .sockets import is_shut_out, send_frames
 from .unreachable import unreachable
 from .view import View
@@ -35,28 +37,37 @@ READY_POLL_S = 0.1
 
 
 class _AsyncConnection:
-    """A socket and its session on one event loop."""
+    """A socket for each server, and the fleet over them, on one event loop."""
 
-    def __init__(self, endpoint: Endpoint, name: str) -> None:
-        self.session = Session(name, endpoint.address)
+    def __init__(self, endpoints: Sequence[Endpoint], name: str, hedge_after_s: float) -> None:
+        addresses = [endpoint.address for endpoint in endpoints]
         self.is_shut_out = False
-        self._endpoint = endpoint
+        self._endpoints = endpoints
+        self.fleet = Fleet(name, addresses, hedge_after_s=hedge_after_s, jitter=random.random)
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[Any] = zmq.Context()
-        self._socket = open_socket(self._context, endpoint)
+        self._sockets = open_sockets(self._context, endpoints)
+        self._receivers = [
+            (socket, partial(self.fleet.receive, number))
+            for number, socket in enumerate(self._sockets)
+        ]
         self._timer: asyncio.TimerHandle | None = None
         self._turn_is_due = False
         self._arrived = asyncio.Event()
-        self._loop.add_reader(self._socket.fileno(), self.turn)
+        self._is_closed = False
+        for socket in self._sockets:
+            self._loop.add_reader(socket.fileno(), self.turn)
 
     def close(self) -> None:
-        """Close the socket; calls that still wait end with an error."""
-        self.session.close(ServerUnreachable("this AsyncBertClient was closed during the call"))
+        """Close the sockets; calls that still wait end with an error."""
+        self.fleet.close(ServerUnreachable("this AsyncBertClient was closed during the call"))
         self._arrived.set()
-        self._loop.remove_reader(self._socket.fileno())
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        self._socket.close()
+        for socket in self._sockets:
+            self._loop.remove_reader(socket.fileno())
+            socket.close()
         self._context.term()
 
     def turn_soon(self) -> None:
@@ -68,32 +79,37 @@ class _AsyncConnection:
     def turn(self) -> None:
         """Send what there is to send and take in what has arrived."""
         self._turn_is_due = False
-        if self._socket.closed:
+        if self._is_closed:
             return
         while True:
             if not self._send_all():
                 self.is_shut_out = True
-                self.session.close(ServerUnreachable(f"{self._endpoint} refused the connection"))
+                where = " or ".join(map(str, self._endpoints))
+                self.fleet.close(ServerUnreachable(f"{where} refused the connection"))
                 break
-            received = receive_all(self._socket, self.session.receive)
-            if received == MAX_RECEIVED_AT_ONCE:  # let others have a turn
+            received = [receive_all(socket, receive) for socket, receive in self._receivers]
+            if max(received) == MAX_RECEIVED_AT_ONCE:  # let others have a turn
                 self.turn_soon()
                 break
-            if received == 0:
+            if max(received) == 0:
                 break
-        self.session.advance(time.monotonic())
-        if self.session.broadcasts or self.session.refusal is not None:
+        self.fleet.advance(time.monotonic())
+        if self.fleet.only.broadcasts or self.fleet.refusal is not None:
             self._arrived.set()
         self._set_timer()
 
     def _send_all(self) -> bool:
-        """Send what there is to send; returns False if the server does not let this client in."""
-        try:
-            while frames := self.session.next_message(time.monotonic()):
-                send_frames(self._socket, frames)
-        except zmq.Again:
-            return False
-        return not is_shut_out(self._socket)
+        """Send what there is to send; returns False if no server lets this client in."""
+        while message := self.fleet.next_message(time.monotonic()):
+            number, frames = message
+            try:
+                send_frames(self._sockets[number], frames)
+            except zmq.Again:
+                self.fleet.shut_out(number)
+        for number, socket in enumerate(self._sockets):
+            if is_shut_out(socket):
+                self.fleet.shut_out(number)
+        return not self.fleet.is_shut_out
 
     async def wait_for(self, call: Call) -> None:
         """Wait until a call is done; cancelling this tells the server."""
@@ -105,17 +121,17 @@ class _AsyncConnection:
         try:
             await done
         except asyncio.CancelledError:
-            self.session.abandon(call)
+            self.fleet.abandon(call)
             self.turn_soon()
             raise
 
     async def next_broadcast(self, timeout_s: float) -> Broadcast | None:
         """Return the oldest unread broadcast, waiting for one; None if none came in time."""
-        unread = self.session.broadcasts
+        unread = self.fleet.only.broadcasts
         deadline = None if timeout_s == math.inf else self._loop.time() + timeout_s
         while not unread:
-            if self.session.refusal is not None:
-                raise self.session.refusal
+            if self.fleet.refusal is not None:
+                raise self.fleet.refusal
             self._arrived.clear()
             left_s = None if deadline is None else deadline - self._loop.time()
             try:
@@ -130,16 +146,16 @@ class _AsyncConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        wakeup = self.session.next_wakeup()
+        wakeup = self.fleet.next_wakeup()
         if wakeup is not None:
             self._timer = self._loop.call_later(max(wakeup - time.monotonic(), 0.001), self.turn)
 
 
 class AsyncBertClient:
-    """An asyncio client of one `bert-serving-start` server.
+    """An asyncio client of one `bert-serving-start` server, or of several.
 
     Connects at its first call, or on `async with`. One instance serves any number of
-    tasks of one event loop; their requests share one connection and one window.
+    tasks of one event loop; their requests share one connection a server, and its window.
 
     Args:
         ip: the server's host name or address.
@@ -152,6 +168,8 @@ class AsyncBertClient:
         pair_separator: as for `BertClient`.
         server_key: as for `BertClient`.
         client_cert: as for `BertClient`.
+        servers: as for `BertClient`.
+        hedge_after: as for `BertClient`.
 
     """
 
@@ -166,14 +184,17 @@ class AsyncBertClient:
         timeout: float | None = options.DEFAULT_TIMEOUT_MS,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
-        server_key: str | os.PathLike[str] | None = None,
+        server_key: ServerKey = None,
         client_cert: str | os.PathLike[str] | None = None,
+        servers: Sequence[str] | None = None,
+        hedge_after: float | None = None,
     ) -> None:
-        keys = connection_keys(server_key, client_cert)
-        self.endpoint = Endpoint(options.server_address(ip, port), keys)
+        addresses = server_addresses(servers, ip, port)
+        self.endpoints = server_endpoints(addresses, server_key, client_cert)
         self._output_fmt = options.output_format(output_fmt)
         self._timeout_s = options.seconds("timeout", timeout)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
+        self._hedge_after_s = options.seconds("hedge_after", hedge_after)
         self._check_length = check_length
         self._name = options.client_name(identity)
         self._sender = options.sender_name(identity or f"pid {os.getpid()}")
@@ -220,19 +241,21 @@ class AsyncBertClient:
 
     async def join(self, group: str) -> None:
         """Become a member of a broadcast group; see `BertClient.join`."""
-        session = (await self._connected()).session
+        check_one_server(self.endpoints)
+        session = (await self._connected()).fleet.only
         await self._set_groups([*session.groups, options.group_name(group)])
 
     async def leave(self, group: str) -> None:
         """End being a member; what has come already can still be read."""
-        session = (await self._connected()).session
+        check_one_server(self.endpoints)
+        session = (await self._connected()).fleet.only
         await self._set_groups([name for name in session.groups if name != group])
 
     async def listen(self, timeout: float | None = None) -> AsyncIterator[Broadcast]:
         """Yield what other clients send to the groups of this one; see `BertClient.listen`."""
         timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
         connection = await self._connected()
-        if not connection.session.groups and not connection.session.broadcasts:
+        if not connection.fleet.only.groups and not connection.fleet.only.broadcasts:
             raise ValueError("this client is in no group: join() one first")
         while (found := await connection.next_broadcast(timeout_s)) is not None:
             yield found._replace(embedding=options.formatted(found.embedding, self._output_fmt))
@@ -283,10 +306,21 @@ class AsyncBertClient:
         """Return the server's settings, statistics, `state` and `workers`."""
         connection = await self._connected()
         call = StatusCall(self._timeout_s)
-        connection.session.request_status(call, time.monotonic())
+        connection.fleet.request_status(call, time.monotonic())
         await connection.wait_for(call)
         call.raise_error()
         return dict(call.status)
+
+    async def server_statuses(self) -> list[dict[str, Any]]:
+        """Return the status of each server, with its `address`; see `BertClient`."""
+        connection = await self._connected()
+        timeout_s = min(self._timeout_s, self._connect_timeout_s)
+        calls = [StatusCall(timeout_s) for _ in self.endpoints]
+        for number, call in enumerate(calls):
+            connection.fleet.request_status(call, time.monotonic(), number)
+        for call in calls:
+            await connection.wait_for(call)
+        return statuses(self.endpoints, calls)
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until the server has a worker that can compute; see `BertClient.wait_ready`."""
@@ -294,9 +328,8 @@ class AsyncBertClient:
         deadline = time.monotonic() + timeout_s
         while (await self.server_status())["state"] != "ready":
             if time.monotonic() >= deadline:
-                raise RequestTimeout(
-                    f"{self.endpoint} was not ready within {timeout_s * 1000:.0f} ms"
-                )
+                where = " or ".join(map(str, self.endpoints))
+                raise RequestTimeout(f"{where} was not ready within {timeout_s * 1000:.0f} ms")
             await asyncio.sleep(READY_POLL_S)
 
     async def close(self) -> None:
@@ -321,11 +354,13 @@ class AsyncBertClient:
     async def _encode(
         self, texts: Any, encode_options: EncodeOptions, *, warn: bool = False
     ) -> Encoding:
+        if encode_options.group is not None:
+            check_one_server(self.endpoints)
         call = options.new_call(texts, encode_options, self._timeout_s)
         connection = await self._connected()
-        connection.session.submit(call, time.monotonic())
+        connection.fleet.submit(call, time.monotonic())
         await connection.wait_for(call)
-        encoding = options.finished_encoding(call, connection.session)
+        encoding = options.finished_encoding(call, connection.fleet)
         if warn:
             options.warn_if_cut(encoding, encode_options.max_length, stacklevel=3)
         return encoding
@@ -333,7 +368,7 @@ class AsyncBertClient:
     async def _set_groups(self, groups: Sequence[str]) -> None:
         connection = await self._connected()
         call = MembershipCall(self._timeout_s)
-        connection.session.set_groups(call, list(dict.fromkeys(groups)), time.monotonic())
+        connection.fleet.set_groups(call, list(dict.fromkeys(groups)), time.monotonic())
         await connection.wait_for(call)
         call.raise_error()
 
@@ -344,15 +379,15 @@ class AsyncBertClient:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            self._connection = _AsyncConnection(self.endpoint, self._name)
+            self._connection = _AsyncConnection(self.endpoints, self._name, self._hedge_after_s)
         connection = self._connection
-        if connection.session.welcome is None:
+        if connection.fleet.welcome is None:
             await self._shake_hands(connection)
         return connection
 
     async def _shake_hands(self, connection: _AsyncConnection) -> None:
         call = Call(self._connect_timeout_s)
-        connection.session.hello(call, time.monotonic())
+        connection.fleet.hello(call, time.monotonic())
         await connection.wait_for(call)
         if call.error is None:
             return
@@ -360,7 +395,7 @@ class AsyncBertClient:
             self._connection = None
             connection.close()
         if connection.is_shut_out:
-            raise await asyncio.to_thread(unreachable, self.endpoint)
+            raise await asyncio.to_thread(unreachable, self.endpoints)
         if isinstance(call.error, RequestTimeout):
-            raise await asyncio.to_thread(unreachable, self.endpoint, self._connect_timeout_s)
+            raise await asyncio.to_thread(unreachable, self.endpoints, self._connect_timeout_s)
         raise call.error

@@ -2,7 +2,7 @@
 
 Calls that are not waited for, and what others send to a group, need somebody who moves
 their messages in the meantime. Only this thread touches the socket and starts and ends
-calls, as an interrupt can't hit it. What the session has is read under one lock, which is
+calls, as an interrupt can't hit it. What the fleet has is read under one lock, which is
 never held while anybody waits for the network.
 """
 
@@ -21,7 +21,7 @@ import zmq
 from .calls import Call
 from .connection import Connection
 from .errors import ServerUnreachable
-from .session import Session
+from .fleet import Fleet
 
 STOP_S = 5.0
 
@@ -34,13 +34,13 @@ class Background:
         release: gives the connection back when the thread ends.
 
     Attributes:
-        session: to be touched only under `locked()`.
+        fleet: to be touched only under `locked()`.
         is_over: the thread has ended, or will not do anything more.
 
     """
 
     def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
-        self.session = connection.session
+        self.fleet = connection.fleet
         self.is_over = False
         self._pid = os.getpid()
         self._connection = connection
@@ -67,18 +67,18 @@ class Background:
         if threading.current_thread() is not self._thread:
             self._thread.join(STOP_S)
 
-    def submit(self, call: Call, start: Callable[[Session, float], None]) -> None:
-        """Start a call: `start(session, now)` hands it to the session."""
+    def submit(self, call: Call, start: Callable[[Fleet, float], None]) -> None:
+        """Start a call: `start(fleet, now)` hands it to the fleet."""
 
         def begin() -> None:
             if self.is_over:
-                call.finish(self.session.refusal)
+                call.finish(self.fleet.refusal)
             else:
-                start(self.session, time.monotonic())
+                start(self.fleet, time.monotonic())
 
         self._send(begin)
 
-    def wait_for(self, call: Call, start: Callable[[Session, float], None]) -> None:
+    def wait_for(self, call: Call, start: Callable[[Fleet, float], None]) -> None:
         """Start a call and wait until it is done."""
         done = threading.Lock()  # an Event has steps between which it must not be interrupted
         done.acquire()
@@ -92,17 +92,17 @@ class Background:
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has gone."""
-        self._send(lambda: self.session.abandon(call))
+        self._send(lambda: self.fleet.abandon(call))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the thread, which then sends what the session has to send."""
+        """Hold the thread, which then sends what the fleet has to send."""
         with self._lock:
             yield
         self._wake()
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until a condition of the session holds, or the thread or the time has ended."""
+        """Wait until a condition of the fleet holds, or the thread or the time has ended."""
         with self._lock:
             self._changed.wait_for(
                 lambda: self.is_over or condition(), min(timeout_s, threading.TIMEOUT_MAX)
@@ -115,7 +115,7 @@ class Background:
         error: Exception = ServerUnreachable("this BertClient was closed before the answer came")
         try:
             wait_ms: int | None = 0
-            while not self._is_stopping and self.session.refusal is None:
+            while not self._is_stopping and self.fleet.refusal is None:
                 poller.poll(wait_ms)
                 self._silence_bell()
                 wait_ms = self._move()
@@ -134,7 +134,7 @@ class Background:
     def _end(self, error: Exception) -> None:
         with self._lock:
             self.is_over = True
-            self.session.close(self.session.refusal or error)
+            self.fleet.close(self.fleet.refusal or error)
             self._do_errands()
             self._changed.notify_all()
         self._release(self._connection)

@@ -17,10 +17,10 @@ class Call:
 
     Attributes:
         timeout_s: longest wait for the next answer.
-        deadline: the instant when that wait is over; the session moves it.
+        deadline: the instant when that wait is over; the agenda moves it.
         error: what the call ended with, if not with an answer.
         on_done: called once, when the call is done.
-        watched_in: the session's set of calls under way, which a call leaves when it is done.
+        watched_in: the agenda's set of calls under way, which a call leaves when it is done.
 
     """
 
@@ -113,6 +113,7 @@ class EncodeCall(Call):
     Attributes:
         on_progress: called with the number of rows that each answer brings.
         number: of the call on its connection, for those who get a copy; the session sets it.
+        refusal: why a server has last refused a part of it, if there was no answer since.
 
     """
 
@@ -135,6 +136,7 @@ class EncodeCall(Call):
         self.on_progress: Callable[[int], object] | None = None
         self.open_requests = 0
         self.number = 0
+        self.refusal: Exception | None = None
 
     @property
     def total(self) -> int | None:

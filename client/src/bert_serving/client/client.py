@@ -20,11 +20,12 @@ from .background import Background
 from .broadcasts import Broadcast
 from .connected import ConnectedClient
 from .pending import BatchStream, DoneCall, PendingCalls, Response
+from .servers import check_one_server
 from .view import View
 
 
 class BertClient(ConnectedClient):
-    """A client of one `bert-serving-start` server.
+    """A client of one `bert-serving-start` server, or of several.
 
     Args:
         ip: the server's host name or address.
@@ -44,12 +45,19 @@ class BertClient(ConnectedClient):
         pair_separator: a text that contains it is a pair, as with bert-as-service's `" ||| "`;
             among tokens, the token that it is without blanks. None: only tuples are pairs.
         server_key: the server's public key: its file, or the 40 characters in it. The connection
-            is then encrypted, and nobody else can answer in that server's place.
+            is then encrypted, and nobody else can answer in that server's place. Of several
+            servers, a list may have the key of each.
         client_cert: the file with this client's own secret key, whose public half is in the
             server's `-client_keys` folder; goes with `server_key`.
+        servers: several servers of the same model, each `HOST:PORT`, instead of `ip` and `port`.
+            Requests go to the one with the least to do; those of a server that is lost, stopping
+            or overloaded go to another one.
+        hedge_after: milliseconds after which a request that is not answered is sent to another
+            server too; the first answer counts. None: never.
 
     Raises:
         ServerUnreachable: nothing that speaks the protocol answered in `connect_timeout`.
+        ModelMismatch: the servers do not serve the same.
         ProtocolError: the server speaks another version.
 
     All calls may raise `RequestTimeout`, `ServerUnreachable`, `ProtocolError` and the
@@ -210,18 +218,21 @@ class BertClient(ConnectedClient):
     def join(self, group: str) -> None:
         """Become a member of a broadcast group: `listen` then yields what others send to it.
 
-        A group is there while it has members. Anybody may join it, and anybody may send to it.
+        A group is one server's: a client of several can't be in any. It is there while it has
+        members. Anybody may join it, and anybody may send to it.
         Members of a server that is restarted are members again within seconds.
 
         Args:
             group: its name, 1 to 64 characters.
 
         """
+        check_one_server(self.endpoints)
         name = options.group_name(group)
         listening.join(self._own_process().background(), name, self._timeout_s)
 
     def leave(self, group: str) -> None:
         """End being a member; what has come already can still be read."""
+        check_one_server(self.endpoints)
         name = options.group_name(group)
         listening.leave(self._own_process().background(), name, self._timeout_s)
 
@@ -239,9 +250,10 @@ class BertClient(ConnectedClient):
             `Broadcast(group, sender, embedding, tokens)`.
 
         """
+        check_one_server(self.endpoints)
         timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
         background = self._own_process().background()
-        if not background.session.groups and not background.session.broadcasts:
+        if not background.fleet.only.groups and not background.fleet.only.broadcasts:
             raise ValueError("this client is in no group: join() one first")
         return self._broadcasts(background, timeout_s)
 
@@ -322,7 +334,7 @@ class BertClient(ConnectedClient):
 
     def _response(self, done: DoneCall) -> Response:
         """Return the answer to a call that was not waited for, or raise its error."""
-        encoding = options.finished_encoding(done.call, done.session)
+        encoding = options.finished_encoding(done.call, done.fleet)
         if self._warn_if_cut:
             options.warn_if_cut(encoding, done.call.options.max_length, stacklevel=3)
         values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)

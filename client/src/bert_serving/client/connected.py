@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from . import options
 from .assembly import Encoding
 from .calls import EncodeOptions, StatusCall
-from .endpoint import Endpoint
 from .errors import RequestTimeout
-from .keys import connection_keys
+from .fleet import Fleet
 from .messages import Welcome
 from .pairs import check_separator
 from .pending import PendingCalls
 from .pool import ConnectionPool
 from .process import ClientProcess
 from .progress import progress_bar
+from .servers import ServerKey, check_one_server, server_addresses, server_endpoints, statuses
 from .version import __version__
 
 READY_POLL_S = 0.1
@@ -28,7 +29,7 @@ _Self = TypeVar("_Self", bound="ConnectedClient")
 
 
 class ConnectedClient:
-    """A server's endpoint, what the caller has chosen, and the connections; see `BertClient`."""
+    """Where the servers are, what the caller has chosen, and the connections; see `BertClient`."""
 
     _max_connections: int | None = None
 
@@ -48,11 +49,13 @@ class ConnectedClient:
         *,
         connect_timeout: float = options.DEFAULT_CONNECT_TIMEOUT_MS,
         pair_separator: str | None = None,
-        server_key: str | os.PathLike[str] | None = None,
+        server_key: ServerKey = None,
         client_cert: str | os.PathLike[str] | None = None,
+        servers: Sequence[str] | None = None,
+        hedge_after: float | None = None,
     ) -> None:
-        keys = connection_keys(server_key, client_cert)
-        self.endpoint = Endpoint(options.server_address(ip, port), keys)
+        addresses = server_addresses(servers, ip, port)
+        self.endpoints = server_endpoints(addresses, server_key, client_cert)
         self.ip = ip
         self.port = port
         self.port_out = port_out
@@ -63,6 +66,7 @@ class ConnectedClient:
         self._name = options.client_name(identity)
         self._sender = options.sender_name(self.identity)
         self._connect_timeout_s = options.seconds("connect_timeout", connect_timeout)
+        self._hedge_after_s = options.seconds("hedge_after", hedge_after)
         self._warn_if_cut = check_length and not ignore_all_checks
         self._pair_separator = check_separator(pair_separator)
         self._process = self._new_process()
@@ -78,12 +82,26 @@ class ConnectedClient:
 
     @property
     def server_status(self) -> dict[str, Any]:
-        """The server's settings, statistics, `state` and `workers`."""
+        """The server's settings, statistics, `state` and `workers`; of several, one's."""
         with self._connections().connection(self._timeout_s) as connection:
             call = StatusCall(self._timeout_s)
-            connection.wait_for(call, lambda session, now: session.request_status(call, now))
+            connection.wait_for(call, lambda fleet, now: fleet.request_status(call, now))
         call.raise_error()
         return dict(call.status)
+
+    @property
+    def server_statuses(self) -> list[dict[str, Any]]:
+        """The status of each server, with its `address`; `state` may be `unreachable`."""
+        timeout_s = min(self._timeout_s, self._connect_timeout_s)
+        calls = [StatusCall(timeout_s) for _ in self.endpoints]
+
+        def start(fleet: Fleet, now: float) -> None:
+            for number, call in enumerate(calls):
+                fleet.request_status(call, now, number)
+
+        with self._connections().connection(self._timeout_s) as connection:
+            connection.wait_for_all(calls, start)
+        return statuses(self.endpoints, calls)
 
     @property
     def server_config(self) -> dict[str, Any]:
@@ -105,6 +123,7 @@ class ConnectedClient:
             "port": self.port,
             "port_out": self.port_out,
             "server_ip": self.ip,
+            "servers": [str(endpoint) for endpoint in self.endpoints],
             "client_version": __version__,
             "timeout": self.timeout,
         }
@@ -124,7 +143,7 @@ class ConnectedClient:
         while self._welcome(refresh=True).state != "ready":
             if time.monotonic() >= deadline:
                 raise RequestTimeout(
-                    f"{self.endpoint} was not ready within {timeout_s * 1000:.0f} ms: "
+                    f"{self._where} was not ready within {timeout_s * 1000:.0f} ms: "
                     "the server answers, but none of its workers does; its log says why"
                 )
             time.sleep(READY_POLL_S)
@@ -147,12 +166,18 @@ class ConnectedClient:
         self.close()
 
     @property
+    def _where(self) -> str:
+        return " or ".join(map(str, self.endpoints))
+
+    @property
     def _timeout_s(self) -> float:
         return options.seconds("timeout", self.timeout)
 
     def _encode(
         self, texts: Any, encode_options: EncodeOptions, show_progress_bar: bool = False
     ) -> Encoding:
+        if encode_options.group is not None:
+            check_one_server(self.endpoints)
         call = options.new_call(texts, encode_options, self._timeout_s)
         self._own_process().next_request_id()
         progress = progress_bar(call.total) if show_progress_bar else None
@@ -160,17 +185,19 @@ class ConnectedClient:
         try:
             member = self._own_process().member() if encode_options.group is not None else None
             if member is not None:  # by the connection that would get the copy, so that none comes
-                member.wait_for(call, lambda session, now: session.submit(call, now))
-                return options.finished_encoding(call, member.session)
+                member.wait_for(call, lambda fleet, now: fleet.submit(call, now))
+                return options.finished_encoding(call, member.fleet)
             with self._connections().connection(self._timeout_s) as connection:
-                connection.wait_for(call, lambda session, now: session.submit(call, now))
-                return options.finished_encoding(call, connection.session)
+                connection.wait_for(call, lambda fleet, now: fleet.submit(call, now))
+                return options.finished_encoding(call, connection.fleet)
         finally:
             if progress:
                 progress.close()
 
     def _submit(self, pending: PendingCalls, encode_options: EncodeOptions, texts: Any) -> None:
         """Start a call that nobody waits for."""
+        if encode_options.group is not None:
+            check_one_server(self.endpoints)
         call = options.new_call(texts, encode_options, self._timeout_s)
         process = self._own_process()
         background = process.background()
@@ -180,8 +207,8 @@ class ConnectedClient:
         with self._connections().connection(self._timeout_s) as connection:
             if refresh:
                 connection.handshake(self._connect_timeout_s)
-            assert connection.session.welcome is not None
-            return connection.session.welcome
+            assert connection.fleet.welcome is not None
+            return connection.fleet.welcome
 
     def _connections(self) -> ConnectionPool:
         return self._own_process().pool
@@ -194,7 +221,11 @@ class ConnectedClient:
 
     def _new_process(self) -> ClientProcess:
         pool = ConnectionPool(
-            self.endpoint, self._name, self._connect_timeout_s, self._max_connections
+            self.endpoints,
+            self._name,
+            self._connect_timeout_s,
+            self._max_connections,
+            self._hedge_after_s,
         )
         return ClientProcess(pool)
 

@@ -1,20 +1,23 @@
-"""One socket to one server and the session over it, for one thread at a time."""
+"""One socket to each server and the fleet over them, for one thread at a time."""
 
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import zmq
+from zmq.backend import zmq_poll
 
 from .calls import Call
 from .endpoint import Endpoint
 from .errors import RequestTimeout
+from .fleet import Fleet
 from .messages import Cancel
-from .session import Session
 from .sockets import is_shut_out, new_socket, received_messages, send_frames
 from .unreachable import unreachable
 
@@ -34,107 +37,151 @@ def open_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any
     return socket
 
 
+def open_sockets(context: zmq.Context[Any], endpoints: Sequence[Endpoint]) -> list[zmq.Socket[Any]]:
+    """Return a socket for each server."""
+    sockets: list[zmq.Socket[Any]] = []
+    try:
+        sockets.extend(open_socket(context, endpoint) for endpoint in endpoints)
+    except BaseException:
+        for socket in sockets:
+            socket.close()
+        raise
+    return sockets
+
+
 class Connection:
-    """A blocking shell around a session.
+    """A blocking shell around a fleet: a socket for each server.
 
     Args:
         context: the ZeroMQ context of this process.
-        endpoint: where the server is.
-        client: how the session introduces itself.
+        endpoints: where the servers are.
+        client: how the client introduces itself.
+        hedge_after_s: see `Fleet`.
 
     Attributes:
         is_idle: no call is under way, and none was left in its middle: an interrupt may come
-            between any two steps, so that nothing is known of the session and the socket then.
+            between any two steps, so that nothing is known of the fleet and the sockets then.
 
     """
 
-    def __init__(self, context: zmq.Context[Any], endpoint: Endpoint, client: str) -> None:
-        self.session = Session(client, endpoint.address)
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoints: Sequence[Endpoint],
+        client: str,
+        hedge_after_s: float = math.inf,
+    ) -> None:
+        addresses = [endpoint.address for endpoint in endpoints]
+        self.fleet = Fleet(client, addresses, hedge_after_s=hedge_after_s, jitter=random.random)
         self.is_idle = True
-        self._endpoint = endpoint
-        self._is_sending = False
-        self._socket = open_socket(context, endpoint)
+        self._endpoints = endpoints
+        self._sending: int | None = None
+        self._sockets = open_sockets(context, endpoints)
+        self._polled = [(socket, zmq.POLLIN) for socket in self._sockets]
+        self._receivers = [
+            (socket, partial(self.fleet.receive, number))
+            for number, socket in enumerate(self._sockets)
+        ]
 
     def close(self) -> None:
-        """Close the socket; if a call was left in its middle, the server is told."""
+        """Close the sockets; if a call was left in its middle, the servers are told."""
         try:
             if not self.is_idle:
                 self._cancel_all()
         finally:
-            self._socket.close()
+            for socket in self._sockets:
+                socket.close()
 
     def handshake(self, timeout_s: float) -> None:
-        """Say hello and wait for the answer, which the session keeps as its `welcome`.
+        """Say hello and wait for an answer, which the fleet keeps as its `welcome`.
 
         Raises:
             ServerUnreachable: none came within `timeout_s`.
+            ModelMismatch: servers have answered that do not serve the same.
             ProtocolError: one came that cannot be understood.
 
         """
         call = Call(timeout_s)
-        self.wait_for(call, lambda session, now: session.hello(call, now))
+        self.wait_for(call, lambda fleet, now: fleet.hello(call, now))
         if isinstance(call.error, RequestTimeout):
-            raise unreachable(self._endpoint, timeout_s)
+            raise unreachable(self._endpoints, timeout_s)
         call.raise_error()
 
-    def wait_for(self, call: Call, start: Callable[[Session, float], None]) -> None:
-        """Start a call (`start(session, now)` hands it to the session) and wait until it is done.
+    def wait_for(self, call: Call, start: Callable[[Fleet, float], None]) -> None:
+        """Start a call (`start(fleet, now)` hands it to the fleet) and wait until it is done.
 
         If this is interrupted, the connection can only be closed.
         """
         self.is_idle = False
-        start(self.session, time.monotonic())
+        start(self.fleet, time.monotonic())
         self._send_all()  # which may already end it: an iterator without rows, a wrong row
         while not call.is_done:
             self._turn()
         self.is_idle = True
 
+    def wait_for_all(self, calls: Sequence[Call], start: Callable[[Fleet, float], None]) -> None:
+        """Start several calls at once, and wait until all are done."""
+        self.is_idle = False
+        start(self.fleet, time.monotonic())
+        self._send_all()
+        while not all(call.is_done for call in calls):
+            self._turn()
+        self.is_idle = True
+
     def wait_ms(self) -> int:
         """Return how long there is nothing to do if nothing arrives."""
-        wakeup = self.session.next_wakeup()
+        wakeup = self.fleet.next_wakeup()
         if wakeup is None:
             return LOOK_MS
         return min(max(math.ceil((wakeup - time.monotonic()) * 1000), 0), LOOK_MS)
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller tell when something has arrived."""
-        poller.register(self._socket, zmq.POLLIN)
+        for socket in self._sockets:
+            poller.register(socket, zmq.POLLIN)
 
     def move(self) -> None:
         """Take in what has arrived, send what there is to send.
 
         Raises:
-            ServerUnreachable: the server does not let this client in, or not any more.
+            ServerUnreachable: no server lets this client in, or not any more.
 
         """
-        if not receive_all(self._socket, self.session.receive) and is_shut_out(self._socket):
-            raise unreachable(self._endpoint)
-        self.session.advance(time.monotonic())
+        for number, (socket, receive) in enumerate(self._receivers):
+            if not receive_all(socket, receive) and is_shut_out(socket):
+                self._shut_out(number)
+        self.fleet.advance(time.monotonic())
         self._send_all()
 
     def _turn(self) -> None:
         """Wait for something to happen, and do what follows from it."""
-        self._socket.poll(self.wait_ms())
+        zmq_poll(self._polled, self.wait_ms())
         self.move()
 
     def _send_all(self) -> None:
-        while frames := self.session.next_message(time.monotonic()):
-            self._is_sending = True
+        while message := self.fleet.next_message(time.monotonic()):
+            self._sending, frames = message
             try:
-                send_frames(self._socket, frames)
+                send_frames(self._sockets[self._sending], frames)
             except zmq.Again:
-                raise unreachable(self._endpoint) from None
-            self._is_sending = False
+                self._shut_out(self._sending)
+            self._sending = None
+
+    def _shut_out(self, number: int) -> None:
+        self.fleet.shut_out(number)
+        if self.fleet.is_shut_out:
+            raise unreachable(self._endpoints)
 
     def _cancel_all(self) -> None:
-        """Tell the server not to compute what is open: it does not see who has gone."""
-        ids = self.session.open_ids
-        with suppress(zmq.ZMQError):
-            if self._is_sending:  # what has begun is ended, as a message that will be refused
-                send_frames(self._socket, [b""])
-            if ids:
-                send_frames(self._socket, Cancel(ids).to_frames())
-                self._socket.linger = FAREWELL_MS
+        """Tell the servers not to compute what is open: they do not see who has gone."""
+        for session, socket in zip(self.fleet.sessions, self._sockets, strict=True):
+            ids = session.open_ids
+            with suppress(zmq.ZMQError):
+                if self._sending == session.number:  # end what has begun: it will be refused
+                    send_frames(socket, [b""])
+                if ids:
+                    send_frames(socket, Cancel(ids).to_frames())
+                    socket.linger = FAREWELL_MS
 
 
 def receive_all(socket: zmq.Socket[Any], receive: Callable[[list[memoryview], float], None]) -> int:

@@ -4,6 +4,7 @@ A caller's own mistakes (a number where a text belongs) are plain `TypeError` an
 `ValueError`, raised before anything is sent; all else is a `ServingError`:
 
     ServingError
+      ModelMismatch
       TransportError   RequestTimeout (also TimeoutError), ServerUnreachable (also ConnectionError)
       ProtocolError    VersionMismatch, MalformedMessage
       ServerError      InvalidRequest, TooLarge, Overloaded, WorkerFailed, Unavailable,
@@ -27,6 +28,10 @@ class RequestTimeout(TransportError, TimeoutError):
 
 class ServerUnreachable(TransportError, ConnectionError):
     """Nothing that speaks this protocol answered at the address."""
+
+
+class ModelMismatch(ServingError):
+    """The servers of one client do not serve the same model with the same default view."""
 
 
 class ProtocolError(ServingError):

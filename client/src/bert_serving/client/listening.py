@@ -8,7 +8,7 @@ import warnings
 from .background import Background
 from .broadcasts import Broadcast
 from .calls import MembershipCall
-from .session import Session
+from .fleet import Fleet
 
 
 class BroadcastWarning(UserWarning):
@@ -18,8 +18,8 @@ class BroadcastWarning(UserWarning):
 def join(background: Background, group: str, timeout_s: float) -> None:
     """Be in a group too; when this returns, the server knows."""
 
-    def start(session: Session, now: float) -> None:
-        session.set_groups(call, [*_without(session, group), group], now)
+    def start(fleet: Fleet, now: float) -> None:
+        fleet.set_groups(call, [*_without(fleet, group), group], now)
 
     call = MembershipCall(timeout_s)
     background.wait_for(call, start)
@@ -29,8 +29,8 @@ def join(background: Background, group: str, timeout_s: float) -> None:
 def leave(background: Background, group: str, timeout_s: float) -> None:
     """Be in a group no more; what came from it before may still be read."""
 
-    def start(session: Session, now: float) -> None:
-        session.set_groups(call, _without(session, group), now)
+    def start(fleet: Fleet, now: float) -> None:
+        fleet.set_groups(call, _without(fleet, group), now)
 
     call = MembershipCall(timeout_s)
     background.wait_for(call, start)
@@ -44,7 +44,7 @@ def next_broadcast(background: Background, timeout_s: float) -> Broadcast | None
         ServingError: the connection has ended, and nothing is left to read.
 
     """
-    unread = background.session.broadcasts
+    unread = background.fleet.only.broadcasts
     deadline = time.monotonic() + timeout_s
     while True:
         background.wait_until(lambda: bool(unread), deadline - time.monotonic())
@@ -55,8 +55,8 @@ def next_broadcast(background: Background, timeout_s: float) -> Broadcast | None
         if broadcast is not None or time.monotonic() >= deadline:
             return broadcast
         if background.is_over:
-            assert background.session.refusal is not None
-            raise background.session.refusal
+            assert background.fleet.refusal is not None
+            raise background.fleet.refusal
 
 
 def warn_if_dropped(dropped: int, stacklevel: int) -> None:
@@ -69,5 +69,5 @@ def warn_if_dropped(dropped: int, stacklevel: int) -> None:
         )
 
 
-def _without(session: Session, group: str) -> list[str]:
-    return [name for name in session.groups if name != group]
+def _without(fleet: Fleet, group: str) -> list[str]:
+    return [name for name in fleet.only.groups if name != group]

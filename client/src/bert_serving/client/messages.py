@@ -72,6 +72,8 @@ class Welcome:
         default_view: what an open field of a view means; only its `dims` may be open.
         model: `name`, `architecture`, `num_layers`, `hidden_size`, `max_length`, and more;
             empty while the server is starting.
+        connection: another one than before says that what was open before will not be
+            answered; empty if the server does not say.
 
     """
 
@@ -80,6 +82,7 @@ class Welcome:
     limits: Limits
     default_view: View
     model: Mapping[str, Any]
+    connection: str = ""
 
     def to_frames(self) -> list[Any]:
         """Return the frames to send."""
@@ -96,6 +99,8 @@ class Welcome:
         }
         if limits.max_request_bytes != DEFAULT_MAX_REQUEST_BYTES:
             header["max_request_bytes"] = limits.max_request_bytes
+        if self.connection:
+            header["connection"] = self.connection
         return encode_message(header)
 
 

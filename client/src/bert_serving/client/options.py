@@ -12,9 +12,9 @@ import numpy as np
 from .assembly import Embeddings, Encoding, Tokens
 from .calls import EncodeCall, EncodeOptions
 from .chunking import RowSource
+from .fleet import Fleet
 from .messages import MAX_NAME_CHARS
 from .pairs import check_separator
-from .session import Session
 from .version import __version__
 from .view import View
 
@@ -28,16 +28,6 @@ EMBEDDING = "embedding"
 
 class TruncationWarning(UserWarning):
     """Some rows were cut to the maximum length; `Encoding.truncated` says which."""
-
-
-def server_address(ip: str, port: int) -> str:
-    """Return the ZeroMQ address of a server; an IPv6 address is put in brackets."""
-    if type(port) is not int or not 0 < port < 65536:
-        raise ValueError(f"port={port!r}: expected an int between 1 and 65535")
-    if not isinstance(ip, str) or not ip or any(c.isspace() for c in ip):
-        raise ValueError(f"ip={ip!r}: expected a host name or an address")
-    host = f"[{ip}]" if ":" in ip and not ip.startswith("[") else ip
-    return f"tcp://{host}:{port}"
 
 
 def client_name(identity: str | bytes | None) -> str:
@@ -146,9 +136,9 @@ def new_call(texts: Any, encode_options: EncodeOptions, timeout_s: float) -> Enc
     return EncodeCall(source, encode_options, timeout_s, is_single=is_single)
 
 
-def finished_encoding(call: EncodeCall, session: Session) -> Encoding:
+def finished_encoding(call: EncodeCall, fleet: Fleet) -> Encoding:
     """Return the answer of a call that is done, or raise what it ended with."""
-    encoding = call.encoding(lambda name: session.empty_view(call, name))
+    encoding = call.encoding(lambda name: fleet.empty_view(call, name))
     return single_encoding(encoding) if call.is_single else encoding
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .background import Background
 from .calls import EncodeCall
-from .session import Session
+from .fleet import Fleet
 
 MAX_ROWS_AHEAD = 8_192  # that are drawn from a generator and not taken yet
 _END = object()
@@ -36,7 +36,7 @@ class DoneCall(NamedTuple):
 
     id: int
     call: EncodeCall
-    session: Session
+    fleet: Fleet
     rows: int
 
 
@@ -74,7 +74,7 @@ class PendingCalls:
             with self._lock:
                 self._submitted[request_id] = _Submitted(call, background, rows)
                 self._rows += rows
-            background.submit(call, lambda session, now: session.submit(call, now))
+            background.submit(call, lambda fleet, now: fleet.submit(call, now))
         except BaseException:  # an interrupt: nobody must wait for what may not be under way
             with self._lock:
                 if self._submitted.pop(request_id, None) is not None:
@@ -173,7 +173,7 @@ class PendingCalls:
             submitted = self._submitted.pop(request_id, None)
             if submitted is not None:
                 call, background, rows = submitted
-                self._done.append(DoneCall(request_id, call, background.session, rows))
+                self._done.append(DoneCall(request_id, call, background.fleet, rows))
                 self._changed.notify_all()
 
 
@@ -216,4 +216,4 @@ class BatchStream:
         self._pending.abandon()
 
     def __del__(self) -> None:
-        self._pending.stop_feeding()  # the calls may end: here no lock of a session can be had
+        self._pending.stop_feeding()  # the calls may end: here no lock of a fleet can be had

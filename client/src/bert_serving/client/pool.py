@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -28,26 +28,29 @@ MAX_IDLE_CONNECTIONS = 16
 
 
 class ConnectionPool:
-    """Connections to one server.
+    """Connections to the servers of a client.
 
     Args:
-        endpoint: where the server is.
+        endpoints: where the servers are.
         name: how the client introduces itself.
         connect_timeout_s: longest wait for the server's first word.
         max_connections: calls at a time; more wait for one to end. None for no limit.
+        hedge_after_s: see `Fleet`.
 
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoints: Sequence[Endpoint],
         name: str,
         connect_timeout_s: float,
         max_connections: int | None = None,
+        hedge_after_s: float = math.inf,
     ) -> None:
         self.pid = os.getpid()
         self.is_closed = False
-        self._endpoint = endpoint
+        self._endpoints = endpoints
+        self._hedge_after_s = hedge_after_s
         self._name = name
         self._connect_timeout_s = connect_timeout_s
         self._context: zmq.Context[Any] = zmq.Context()
@@ -118,7 +121,7 @@ class ConnectionPool:
             place.leave()
 
     def _handshake(self, connection: Connection) -> None:
-        if connection.session.welcome is None:
+        if connection.fleet.welcome is None:
             connection.handshake(self._connect_timeout_s)
 
     def _borrow(self) -> Connection:
@@ -128,13 +131,16 @@ class ConnectionPool:
             if self._idle:
                 connection = self._idle.pop()
             else:
-                connection = Connection(self._context, self._endpoint, self._name)
+                connection = Connection(
+                    self._context, self._endpoints, self._name, self._hedge_after_s
+                )
             self._lent.add(connection)
             return connection
 
     def _give_back(self, connection: Connection) -> None:
-        session = connection.session
-        usable = connection.is_idle and session.welcome is not None and session.refusal is None
+        fleet = connection.fleet
+        usable = connection.is_idle and fleet.welcome is not None and fleet.refusal is None
+        usable = usable and not any(session.is_shut_out for session in fleet.sessions)
         with self._lock:
             if usable and not self.is_closed and len(self._idle) < MAX_IDLE_CONNECTIONS:
                 self._lent.discard(connection)

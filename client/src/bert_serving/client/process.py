@@ -57,7 +57,7 @@ class ClientProcess:
         """Return that thread if it is in a group."""
         with self._lock:
             background = self._background
-        if background is None or background.is_over or not background.session.groups:
+        if background is None or background.is_over or not background.fleet.only.groups:
             return None
         return background
 

@@ -216,6 +216,9 @@ def _parse_welcome(header: Header) -> Welcome:
         ),
         default_view=default_view,
         model=fields.mapping(header, "model"),
+        connection=(
+            fields.string(header, "connection", MAX_NAME_CHARS) if "connection" in header else ""
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket as sockets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -48,21 +49,25 @@ WRONG_SERVER_KEY = (
 )
 
 
-def unreachable(endpoint: Endpoint, timeout_s: float | None = None) -> ServerUnreachable:
-    """Return the error for a server that has not answered, with what can be seen of it.
+def unreachable(endpoints: Sequence[Endpoint], timeout_s: float | None = None) -> ServerUnreachable:
+    """Return the error for servers that have not answered, with what can be seen of them.
 
     Args:
-        endpoint: where it should be.
-        timeout_s: how long it had for its first word; None if the handshake was refused.
+        endpoints: where they should be.
+        timeout_s: how long they had for a first word; None if the handshake was refused.
 
     """
-    seen = _seen(endpoint)
+    where = " or ".join(map(str, endpoints))
+    seen = [_seen(endpoint) for endpoint in endpoints]
     if timeout_s is None:
-        seen = LET_IN_AGAIN if seen == SILENT else seen
-        return ServerUnreachable(f"{endpoint} refused the connection: {seen}")
+        seen = [LET_IN_AGAIN if words == SILENT else words for words in seen]
+    if len(endpoints) > 1:
+        seen = [f"{endpoint}: {words}" for endpoint, words in zip(endpoints, seen, strict=True)]
+    if timeout_s is None:
+        return ServerUnreachable(f"{where} refused the connection: {'; '.join(seen)}")
     return ServerUnreachable(
-        f"no bert-serving server answered at {endpoint} within {timeout_s * 1000:.0f} ms "
-        f"(connect_timeout): {seen}"
+        f"no bert-serving server answered at {where} within {timeout_s * 1000:.0f} ms "
+        f"(connect_timeout): {'; '.join(seen)}"
     )
 
 

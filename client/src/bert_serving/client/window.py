@@ -29,6 +29,19 @@ class Window:
             self._rows < size * limits.max_rows and self._nbytes < size * limits.max_bytes
         )
 
+    def has_room_beside(self, rows: int, nbytes: int) -> bool:
+        """Whether another request may be sent when so much more is to be sent first."""
+        limits, size = self._limits, self._size
+        return not (self._rows or rows) or (
+            self._rows + rows < size * limits.max_rows
+            and self._nbytes + nbytes < size * limits.max_bytes
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """How much is in flight."""
+        return self._nbytes
+
     def open(self, limits: Limits) -> None:
         """Take the server's limits."""
         self._limits = limits

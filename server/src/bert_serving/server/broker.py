@@ -92,6 +92,7 @@ class Broker:
         self._parent = Parent()
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
+        self._key = os.urandom(16)
         self._clients: dict[bytes, float] = {}  # when each was last heard of
         self._was_ready = False
         self._is_stopping = False
@@ -241,8 +242,14 @@ class Broker:
         log.debug("hello from %s", hello.client)
         if len(self._clients) >= MAX_CLIENTS_COUNTED:
             self._count_clients()
-        welcome = self._roster.welcome(is_draining=self._scheduler.is_draining)
+        welcome = self._roster.welcome(
+            is_draining=self._scheduler.is_draining, connection=self._name_of(route)
+        )
         self._answer(route, welcome.to_frames())
+
+    def _name_of(self, route: bytes) -> str:
+        """Return a connection's name, which is another one after a reconnect or restart."""
+        return hashlib.blake2b(route, digest_size=8, key=self._key).hexdigest()
 
     def _on_membership(self, route: bytes, membership: Membership) -> None:
         refusal = self._groups.set(route, membership.groups)
@@ -374,7 +381,7 @@ class Broker:
         members = self._groups.others(delivered.group.name, delivered.client)
         if not members or not _is_result(delivered.answer[0].buffer):
             return
-        connection = hashlib.blake2b(delivered.client, digest_size=8).hexdigest()
+        connection = self._name_of(delivered.client)
         frames = broadcast_frames(delivered.group, connection, delivered.answer)
         for member in members:
             self._answer(member, frames)

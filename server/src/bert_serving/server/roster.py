@@ -133,14 +133,15 @@ class Roster:
         window = min(window, share // max_rows, 256)
         return Limits(max_rows, min(max_bytes, most), window, most)
 
-    def welcome(self, *, is_draining: bool) -> Welcome:
-        """Return the answer to a hello."""
+    def welcome(self, *, is_draining: bool, connection: str = "") -> Welcome:
+        """Return the answer to a hello that came by a connection."""
         return Welcome(
             server=f"bert-serving-server {__version__}",
             state=self.state(is_draining=is_draining),
             limits=self.limits(),
             default_view=self._config.default_view,
             model=self._model,
+            connection=connection,
         )
 
     def status(self, scheduler: Scheduler, num_clients: int, groups: Groups) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The legacy gateway's role: one thread between clients of bert-as-service and the broker.
 
-It is an ordinary client of the broker, over one session, and knows nothing of workers. What
+It is an ordinary client of the broker, and knows nothing of workers. What
 it takes in is bounded: while too much is open, the next request is left in its socket,
 which in the end keeps the client from sending it.
 """
@@ -22,8 +22,8 @@ from bert_serving.client.chunking import RowSource
 from bert_serving.client.connection import open_socket, receive_all
 from bert_serving.client.endpoint import Endpoint
 from bert_serving.client.errors import ServerError, Unavailable
+from bert_serving.client.fleet import Fleet
 from bert_serving.client.options import EMBEDDING, finished_encoding
-from bert_serving.client.session import Session
 from bert_serving.client.sockets import received_messages, send_frames
 from bert_serving.client.view import View
 from bert_serving.server import exit_codes, logs
@@ -76,7 +76,7 @@ def run(config: LegacyConfig) -> int:
 
 
 class LegacyGateway:
-    """The gateway's sockets, and the session and the mailbox between them."""
+    """The gateway's sockets, and the fleet (of one) and the mailbox between them."""
 
     def __init__(self, config: LegacyConfig, context: zmq.Context[Any]) -> None:
         self._config = config
@@ -85,7 +85,7 @@ class LegacyGateway:
         self._outbound = outbound_socket(context)
         self._broker = open_socket(context, Endpoint(config.broker))
         self._supervisor = context.socket(zmq.DEALER)
-        self._session = Session(f"legacy gateway, pid {os.getpid()}", config.broker)
+        self._fleet = Fleet(f"legacy gateway, pid {os.getpid()}", [config.broker])
         self._mailbox = Mailbox(
             hold_s=HOLD_S, max_answers=MAX_HELD_ANSWERS, max_bytes=MAX_HELD_BYTES
         )
@@ -119,7 +119,7 @@ class LegacyGateway:
         receivers: dict[Any, Callable[[], object]] = {
             self._inbound: self._receive_requests,
             self._outbound: self._receive_subscriptions,
-            self._broker: lambda: receive_all(self._broker, self._session.receive),
+            self._broker: lambda: receive_all(self._broker, partial(self._fleet.receive, 0)),
             self._supervisor: self._receive_orders,
         }
         poller = zmq.Poller()
@@ -133,8 +133,8 @@ class LegacyGateway:
             for socket, _ in poller.poll(self._sleep_ms()):
                 receivers[socket]()
             self._go_on()
-        if self._session.refusal is not None and not self._is_draining:
-            log.error("%s", self._session.refusal)
+        if self._fleet.refusal is not None and not self._is_draining:
+            log.error("%s", self._fleet.refusal)
             return exit_codes.FAILED
         return exit_codes.OK
 
@@ -149,19 +149,19 @@ class LegacyGateway:
         if self._is_draining:
             return True  # to be refused
         return (
-            self._session.is_welcome
+            self._fleet.is_welcome
             and len(self._open) < MAX_OPEN_REQUESTS
             and self._open_bytes < MAX_OPEN_BYTES
         )
 
     @property
     def _is_finished(self) -> bool:
-        is_ending = self._is_draining or self._session.refusal is not None
+        is_ending = self._is_draining or self._fleet.refusal is not None
         return is_ending and not self._open and not self._mailbox
 
     def _sleep_ms(self) -> int:
-        wakeups = [self._session.next_wakeup(), self._mailbox.next_wakeup()]
-        if not self._session.is_welcome:
+        wakeups = [self._fleet.next_wakeup(), self._mailbox.next_wakeup()]
+        if not self._fleet.is_welcome:
             wakeups.append(self._next_greeting)
         now = time.monotonic()
         wakeup = min([at for at in wakeups if at is not None], default=now + TURN_S)
@@ -170,14 +170,14 @@ class LegacyGateway:
     def _go_on(self) -> None:
         """Do what time brings, and send what there is to send."""
         now = time.monotonic()
-        if not self._session.is_welcome and now >= self._next_greeting:
+        if not self._fleet.is_welcome and now >= self._next_greeting:
             self._next_greeting = now + GREETING_S
-            self._session.hello(Call(GREETING_S), now)
-        self._session.advance(now)
-        if self._session.refusal is not None:
+            self._fleet.hello(Call(GREETING_S), now)
+        self._fleet.advance(now)
+        if self._fleet.refusal is not None:
             self._mailbox.hold_s = LAST_HOLD_S
-        while frames := self._session.next_message(now):
-            send_frames(self._broker, frames)
+        while message := self._fleet.next_message(now):
+            send_frames(self._broker, message[1])
         answers, self._answers = self._answers, []
         for answer in answers:
             self._mailbox.put(answer, now)
@@ -216,7 +216,7 @@ class LegacyGateway:
         call = StatusCall(CALL_TIMEOUT_S)
         call.on_done = partial(self._on_status, call, request)
         self._hold_open(call, 0)
-        self._session.request_status(call, time.monotonic())
+        self._fleet.request_status(call, time.monotonic())
 
     def _on_status(self, call: StatusCall, request: LegacyRequest) -> None:
         self._close(call)
@@ -255,12 +255,12 @@ class LegacyGateway:
         call = EncodeCall(source, options, CALL_TIMEOUT_S)
         call.on_done = partial(self._on_encoded, call, request)
         self._hold_open(call, len(request.body) + nbytes)
-        self._session.submit(call, now)
+        self._fleet.submit(call, now)
 
     def _form(self) -> AnswerForm:
-        assert self._session.welcome is not None  # nothing is read before
+        assert self._fleet.welcome is not None  # nothing is read before
         return AnswerForm.of(
-            self._session.welcome,
+            self._fleet.welcome,
             pads_to_limit=self._config.pads_to_limit,
             show_tokens=self._config.show_tokens,
         )
@@ -268,7 +268,7 @@ class LegacyGateway:
     def _on_encoded(self, call: EncodeCall, request: LegacyRequest) -> None:
         self._close(call)
         try:
-            encoding = finished_encoding(call, self._session)
+            encoding = finished_encoding(call, self._fleet)
             self._answers.append(encoding_answer(request, self._form(), encoding))
         except Exception as error:  # noqa: BLE001  # whatever it is, the client is told
             self._refuse(request, error)
@@ -326,9 +326,10 @@ class LegacyGateway:
         for frames in received_messages(self._supervisor, MAX_MESSAGES_A_TURN):
             kind, _, _ = read_message([frame.buffer for frame in frames])
             self._is_draining = True
+            self._fleet.waits_for_servers = False
             self._mailbox.hold_s = LAST_HOLD_S
             if kind == "stop":
-                self._session.close(Unavailable(_STOPPING))
+                self._fleet.close(Unavailable(_STOPPING))
 
 
 _STOPPING = "the server is stopping: send this again when it is back"

@@ -1,0 +1,243 @@
+"""The calls under way at whatever server: what is to be sent, what to be tried again, and when.
+
+No I/O, and nothing of servers but their names in a request. A call ends exactly once: with its
+rows, with an error that no other try can mend, or at its deadline.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import count
+
+from .calls import Call, EncodeCall
+from .chunking import Chunk
+from .errors import ServerError
+from .messages import Limits
+
+FIRST_RETRY_S = 0.05
+MAX_DOUBLINGS = 3  # longer waits are for the server to ask for: it knows its queue
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Some rows of a call, to be sent or with servers.
+
+    Attributes:
+        call: whose rows these are.
+        chunk: the rows.
+        copies: the id that it has at each server (by number) that may answer it.
+        attempts: how often it was refused.
+        refused_by: the servers that have refused it since it was last put off.
+        deadline: the call's, when the request was sent.
+        is_due: it is to be sent, to one more server if others have it.
+        is_put_off: it is to be sent later.
+
+    """
+
+    call: EncodeCall
+    chunk: Chunk
+    copies: dict[int, int] = field(default_factory=dict)
+    attempts: int = 0
+    refused_by: set[int] = field(default_factory=set)
+    deadline: float = math.inf
+    is_due: bool = False
+    is_put_off: bool = False
+
+
+class Agenda:
+    """What is to be done for the calls.
+
+    Args:
+        jitter: a number from 0 to 1, another one each time: clients that were refused at
+            once should not come back at once.
+
+    Attributes:
+        waiting_rows: of requests to be sent again: they keep their room in the windows.
+        waiting_bytes: the same, in bytes.
+
+    """
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self._calls: set[Call] = set()
+        self._first_deadline = math.inf  # or earlier: deadlines move on, this is looked at late
+        self._cutting: deque[EncodeCall] = deque()  # calls with rows left to send
+        self._due: deque[Request] = deque()
+        self._put_off: list[tuple[float, int, Request]] = []
+        self._hedges: deque[tuple[float, Request]] = deque()
+        self._order = count()
+        self.waiting_rows = self.waiting_bytes = 0
+
+    @property
+    def is_cutting(self) -> bool:
+        """Whether there are rows that have not been sent at all."""
+        return bool(self._cutting)
+
+    @property
+    def has_due(self) -> bool:
+        """Whether there may be requests to be sent again."""
+        return bool(self._due)
+
+    @property
+    def wants_servers(self) -> bool:
+        """Whether there is something to send, now or later."""
+        return bool(self._cutting or self._due or self._put_off)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that are not done."""
+        return list(self._calls)
+
+    def watch(self, call: Call, now: float) -> None:
+        """Count a call's time from now."""
+        call.deadline = now + call.timeout_s
+        call.watched_in = self._calls
+        self._calls.add(call)
+        self._first_deadline = min(self._first_deadline, call.deadline)
+
+    def add(self, call: EncodeCall) -> None:
+        """Take in a call that is watched, with rows to be cut."""
+        self._cutting.append(call)
+
+    def abandon(self, call: Call) -> None:
+        """Forget a call; its requests are to be forgotten by whoever has them."""
+        self._calls.discard(call)
+        if isinstance(call, EncodeCall):
+            if call in self._cutting:
+                self._cutting.remove(call)
+            if self._due or self._put_off:
+                self._drop(call)
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self._calls.clear()
+        self._cutting.clear()
+        self._due.clear()
+        self._put_off.clear()
+        self._hedges.clear()
+        self.waiting_rows = self.waiting_bytes = 0
+
+    def next_call(self) -> EncodeCall:
+        """Return the call whose turn it is to be cut."""
+        return self._cutting[0]
+
+    def cut(self, limits: Limits, now: float) -> Request | None:
+        """Cut the next request, of the call whose turn it is; None if that has no rows left.
+
+        Raises:
+            Exception: of the caller's row, or its iterator's own.
+
+        """
+        call = self._cutting[0]
+        chunk = call.cut(limits)
+        self._cutting.rotate(-1)
+        if call.is_all_cut:
+            self._cutting.remove(call)
+            call.finish_if_complete()
+        if chunk is None:
+            return None
+        if call.open_requests > 1:  # its time runs from the last answer, this one's: now
+            call.deadline = max(call.deadline, now + call.timeout_s)
+        return Request(call, chunk)
+
+    @property
+    def due(self) -> Iterable[Request]:
+        """The requests to be sent again, the first first."""
+        return self._due
+
+    def sent(self, request: Request) -> None:
+        """Take a request that was due off: it has been sent, or need not be."""
+        request.is_due = False
+        self._due.remove(request)
+        self._count(request, -1)
+
+    def send_again(self, request: Request) -> None:
+        """Let a request be sent as soon as there is a server for it."""
+        if not request.is_due and not request.is_put_off:
+            request.is_due = True
+            self._due.append(request)
+            self._count(request, 1)
+
+    def put_off(self, request: Request, error: ServerError, now: float) -> bool:
+        """Let a refused request be sent later; false if its caller will not wait until then."""
+        backoff_s = FIRST_RETRY_S * 2 ** min(request.attempts, MAX_DOUBLINGS)
+        wait_s = backoff_s * (1 - 0.5 * self._jitter())
+        if error.retry_after_ms is not None:
+            asked_s = error.retry_after_ms / 1000
+            wait_s = max(wait_s, asked_s * (1 + 0.1 * self._jitter()))
+        if now + wait_s >= request.call.deadline:
+            return False
+        if request.is_due:
+            self.sent(request)
+        request.attempts += 1
+        request.is_put_off = True
+        self._count(request, 1)
+        heapq.heappush(self._put_off, (now + wait_s, next(self._order), request))
+        return True
+
+    def hedge(self, request: Request, at: float) -> None:
+        """Let a request be sent to another server too, if it is not answered by then."""
+        self._hedges.append((at, request))
+
+    def answered(self, request: Request, now: float) -> None:
+        """Note that a request was answered: its call's time is counted anew."""
+        request.call.deadline, request.call.refusal = now + request.call.timeout_s, None
+        if request.is_due:
+            self.sent(request)
+        if self._put_off:  # an answer has left room on the server for what it refused
+            _, order, waiting = self._put_off[0]
+            heapq.heapreplace(self._put_off, (now, order, waiting))
+
+    @property
+    def has_later(self) -> bool:
+        """Whether there are requests that become due with time."""
+        return bool(self._put_off or self._hedges)
+
+    def pass_time(self, now: float) -> None:
+        """Let be due what has become it."""
+        while self._put_off and self._put_off[0][0] <= now:
+            request = heapq.heappop(self._put_off)[2]
+            request.is_put_off = False
+            self._count(request, -1)
+            self.send_again(request)
+        while self._hedges and self._hedges[0][0] <= now:
+            request = self._hedges.popleft()[1]
+            if request.copies:
+                self.send_again(request)
+
+    def ended(self, now: float) -> list[Call]:
+        """Return the calls whose time is over."""
+        if now < self._first_deadline:
+            return []
+        ended = [call for call in self._calls if call.deadline <= now]
+        alive = (call.deadline for call in self._calls if call.deadline > now)
+        self._first_deadline = min(alive, default=math.inf)
+        return ended
+
+    def next_wakeup(self) -> float:
+        """Return the instant at which there is something to do."""
+        wakeup = self._first_deadline if self._calls else math.inf
+        if self._put_off:
+            wakeup = min(wakeup, self._put_off[0][0])
+        if self._hedges:
+            wakeup = min(wakeup, self._hedges[0][0])
+        return wakeup
+
+    def _drop(self, call: EncodeCall) -> None:
+        """Let go of a call's requests that wait."""
+        waiting = [*self._due, *(entry[2] for entry in self._put_off)]
+        for request in waiting:
+            if request.call is call:
+                request.is_due = request.is_put_off = False
+                self._count(request, -1)
+        self._due = deque(request for request in self._due if request.is_due)
+        self._put_off = [entry for entry in self._put_off if entry[2].is_put_off]
+        heapq.heapify(self._put_off)
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.waiting_rows += sign * request.chunk.rows
+        self.waiting_bytes += sign * len(request.chunk.buffer)

@@ -146,19 +146,19 @@ def _flood(scene: Scene, socket: zmq.Socket[Any], rng: Random) -> None:
     asked = {number: scene.account.ask("flood", TIMEOUT_S) for number in texts}
     _send(socket, texts)
     sent = started = time.monotonic()
-    was_sent_again = False
+    times_sent = 1
     while asked and time.monotonic() < started + TIMEOUT_S:
         if not socket.poll(500):
             if scene.died_since("broker", sent - 1):  # what it had is gone with it
-                _send(socket, {FLOOD + number: texts[number] for number in asked})
-                sent, was_sent_again = time.monotonic(), True
+                _send(socket, {times_sent * FLOOD + number: texts[number] for number in asked})
+                sent, times_sent = time.monotonic(), times_sent + 1
             continue
         answer = parse_answer(socket.recv_multipart())
         number = getattr(answer, "id", None)
-        if was_sent_again and number is not None:
-            number %= FLOOD  # by another id: the first message may have reached the next broker
+        if number is not None:
+            number %= FLOOD  # sent again it has another id: the next broker may have both
         if number not in asked:
-            if not was_sent_again:
+            if times_sent == 1:
                 unknown = scene.account.ask("flood", TIMEOUT_S)
                 scene.account.answer_wrongly(unknown, f"answered twice: {answer!r}")
             continue

@@ -99,7 +99,7 @@ def _poison(text: str) -> Fault:
     def ask(scene: Scene) -> None:
         with scene.account.asking("poison", TIMEOUT_S):
             try:
-                with scene.client() as client:
+                with scene.client(ignore_all_checks=True) as client:
                     client.encode(text)
             except (WorkerFailed, DeadlineExceeded):
                 return

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +62,10 @@ class Scene:
         """Where clients of bert-as-service send and receive."""
         return legacy_ports(self.server)
 
-    def client(self) -> BertClient:
+    def client(self, **options: Any) -> BertClient:
         """Return a client."""
-        return self.server.client(timeout=TIMEOUT_S * 1000, connect_timeout=TIMEOUT_S * 1000)
+        timeout = TIMEOUT_S * 1000
+        return self.server.client(timeout=timeout, connect_timeout=timeout, **options)
 
     def note_death(self, role: str) -> None:
         """Note that a role's process is killed now, with all that it holds."""

@@ -14,6 +14,7 @@ import zmq
 from zmq.backend import Socket as RawSocket
 
 from .endpoint import Endpoint
+from .errors import ServerUnreachable
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _SNDMORE = int(zmq.SNDMORE)
@@ -24,8 +25,19 @@ COPY_BELOW_BYTES = 16 << 10  # sending without a copy costs a callback from Zero
 
 
 def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
-    """Return a DEALER that is to be connected to a server, and will reconnect."""
-    socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
+    """Return a DEALER that is to be connected to a server, and will reconnect.
+
+    Raises:
+        ServerUnreachable: this process has no descriptors left.
+
+    """
+    try:
+        socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
+    except zmq.ZMQError as error:
+        raise ServerUnreachable(
+            f"this process cannot open a connection: {error.strerror}: share one BertClient, "
+            "close those that are done with, or allow more descriptors (ulimit -n)"
+        ) from None
     socket.linger = 0
     socket.ipv6 = "[" in endpoint.address  # or a name with both addresses is tried on IPv6 alone
     socket.reconnect_ivl = 100  # ms

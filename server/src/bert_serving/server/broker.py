@@ -36,9 +36,10 @@ from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
 from .doors import Door, Doors
+from .descriptors import Gate
 from .groups import Groups
 from .processes import Parent, run_role
-from .roles import BrokerConfig
+from .roles import BrokerConfig, port_of
 from .roster import Roster
 from .scheduling import events
 from .scheduling.scheduler import Scheduler
@@ -144,6 +145,7 @@ class Broker:
         }
         for socket in receivers:
             poller.register(socket, zmq.POLLIN)
+        Gate([port_of(self._frontend.last_endpoint.decode())]).watch()
         while not self._is_finished:
             if not self._parent.is_alive:
                 log.error("the supervisor is gone: stopping")

@@ -23,7 +23,7 @@ import zmq
 
 from bert_serving.client.keys import KeyFileError, read_secret
 
-from . import control, exit_codes, logs, ready
+from . import control, descriptors, exit_codes, logs, ready
 from .administration import Administration
 from .broker_link import BrokerLink
 from .children import Children, restart_later
@@ -72,6 +72,7 @@ def serve(config: ServerConfig) -> int:
             message is one line that names the cause.
 
     """
+    descriptors.raise_limit()
     _warn_of_ignored(config)
     ready.remove_stale(config.ready_file)
     config = with_num_worker(config)

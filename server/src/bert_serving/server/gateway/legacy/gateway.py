@@ -27,6 +27,7 @@ from bert_serving.client.options import EMBEDDING, finished_encoding
 from bert_serving.client.sockets import received_messages, send_frames
 from bert_serving.client.view import View
 from bert_serving.server import exit_codes, logs
+from bert_serving.server.descriptors import Gate
 from bert_serving.server.processes import Parent, run_role
 from bert_serving.server.roles import LegacyConfig, port_of
 from bert_serving.server.worker_protocol import gateway_route, message, read_message
@@ -125,6 +126,7 @@ class LegacyGateway:
         poller = zmq.Poller()
         for socket in receivers:
             poller.register(socket, zmq.POLLIN)
+        Gate(list(self._ports)).watch()
         while not self._is_finished:
             if not self._parent.is_alive:
                 log.error("the supervisor is gone: stopping")

@@ -1,0 +1,153 @@
+"""`bert-serving-doctor` on this machine, beside servers that are well, ill, and none."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket as sockets
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import COMMANDS, SECOND, ServerProcess, Starter
+
+from bert_serving.server.config import ServerConfig
+from bert_serving.server.doctor.checks import Settings
+from bert_serving.server.doctor.examination import make
+
+SILENT_S = 20 * SECOND
+
+
+def run_doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMANDS / "bert-serving-doctor"), *options],
+        capture_output=True,
+        text=True,
+        timeout=100 * SECOND,
+        env={**os.environ, **environment},
+    )
+
+
+def examined(*options: str, status: int, **environment: str) -> dict[str, dict[str, Any]]:
+    """Return the findings by subject; fails if the exit status is another."""
+    run = run_doctor("--json", "--quick", *options, **environment)
+    assert (run.returncode, run.stderr) == (status, ""), run.stdout + run.stderr
+    told = json.loads(run.stdout)
+    assert told["ok"] == (status == 0)
+    return {finding["subject"]: finding for finding in told["findings"]}
+
+
+def test_a_machine_that_can_serve_has_no_problem() -> None:
+    run = run_doctor("-quick", "-port", "0")
+    assert (run.returncode, run.stderr) == (0, ""), run.stdout + run.stderr
+    lines = run.stdout.splitlines()
+    assert any(line.split()[:3] == ["ok", "model", "embedded:"] for line in lines)
+    assert "its SHA-256 is right" in run.stdout
+    assert lines[-1].endswith("0 problems")
+
+
+@pytest.mark.slow
+def test_the_speed_of_the_embedded_model_is_measured() -> None:
+    (finding,) = make("speed", Settings(ServerConfig(cpu=True)))
+    assert finding.level in ("ok", "warning")
+    assert "of the best matrix product" in finding.seen
+
+
+def test_a_server_of_this_user_is_asked_and_its_time_is_split(start_server: Starter) -> None:
+    server = start_server("-num_worker", "2")
+    found = examined("-port", str(server.port), "-model_dir", "fake:384", status=0)
+    assert "2 worker(s) ready" in found["server"]["seen"]
+    assert all(word in found["latency"]["seen"] for word in ("round trip", "queue", "compute"))
+    assert not [subject for subject in found if subject.startswith("port ")]
+
+
+def test_a_server_elsewhere_is_asked_and_nothing_here_but_what_a_client_needs(
+    fake_server: ServerProcess,
+) -> None:
+    found = examined("-ip", "127.0.0.1", "-port", str(fake_server.port), status=0)
+    assert found.keys() == {"packages", "libzmq", "server", "latency"}
+
+
+def test_a_server_that_still_loads_is_a_problem(start_server: Starter) -> None:
+    server = start_server("-model_dir", "fake:384?boot_s=60", wait=False)
+    server.wait_bound()
+    found = examined("-ip", "127.0.0.1", "-port", str(server.port), status=1)
+    assert "starting" in found["server"]["seen"]
+
+
+def test_a_port_that_is_taken_names_who_has_it() -> None:
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = examined("-port", str(port), "-model_dir", "fake:8", status=1)
+    assert f"process {os.getpid()}" in found[f"port {port}"]["seen"]
+
+
+def test_nothing_at_a_port_is_a_problem() -> None:
+    with sockets.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    found = examined("-ip", "127.0.0.1", "-port", str(port), status=1)
+    assert found["server"]["seen"] == f"nothing listens on 127.0.0.1:{port}"
+
+
+def test_something_that_accepts_and_says_nothing_is_a_problem_soon() -> None:
+    with sockets.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        started = time.monotonic()
+        found = examined("-ip", "127.0.0.1", "-port", str(port), status=1)
+    assert "says nothing" in found["server"]["seen"]
+    assert time.monotonic() - started < SILENT_S
+
+
+def test_a_broken_model_is_a_problem_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": ')
+    (tmp_path / "model.safetensors").write_bytes(b"\x07" * 100)
+    found = examined("-port", "0", "-model_dir", str(tmp_path), status=1)
+    assert str(tmp_path / "config.json") in found["model"]["seen"]
+    found = examined("-port", "0", "-model_dir", "/no/such/model", status=1)
+    assert "/no/such/model" in found["model"]["seen"]
+
+
+def test_a_control_folder_that_others_may_enter_is_a_problem(tmp_path: Path) -> None:
+    folder = tmp_path / f"bert-serving-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o755)
+    options = ("-port", "0", "-model_dir", "fake:8")
+    found = examined(*options, status=1, XDG_RUNTIME_DIR=str(tmp_path))
+    assert "nobody else may enter" in found["control folder"]["seen"]
+
+
+def test_a_wrong_option_ends_with_a_usage_message() -> None:
+    assert run_doctor("-port", "many").returncode == 2
+
+
+# checks that fail themselves
+
+
+def test_a_check_that_hangs_is_ended_and_is_a_finding() -> None:
+    hanging = (sys.executable, "-c", "import time; time.sleep(600)")
+    started = time.monotonic()
+    (finding,) = make("disk", Settings(ServerConfig()), limit_s=0.5, command=hanging)
+    assert "not ended within 0.5 s" in finding.seen
+    assert time.monotonic() - started < 5 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("script", "seen"),
+    [
+        ("raise KeyError('x')", "exited with status 1: KeyError: 'x'"),
+        ("import os; os.abort()", "was ended by SIGABRT"),
+    ],
+)
+def test_a_check_that_crashes_is_a_finding_without_a_traceback(script: str, seen: str) -> None:
+    crashing = (sys.executable, "-c", script)
+    (finding,) = make("disk", Settings(ServerConfig()), command=crashing)
+    assert seen in finding.seen
+    assert "Traceback" not in finding.seen
+
+
+def test_a_check_that_cannot_be_started_is_a_finding() -> None:
+    (finding,) = make("disk", Settings(ServerConfig()), command=("/no/such/python",))
+    assert "cannot be started" in finding.seen

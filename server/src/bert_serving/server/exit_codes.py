@@ -13,14 +13,40 @@ BOOT_FAILED = 3
 ORPHANED = 4
 """The supervisor is gone, so its child ended itself."""
 
+_STATUSES = {
+    BOOT_FAILED: "it could not start",
+    ORPHANED: "its parent was gone",
+}
+_SIGNALS = {
+    "SIGABRT": "a check in compiled code failed, which says so above",
+    "SIGBUS": "a mapped file has become shorter, or a disk or /dev/shm is full",
+    "SIGILL": "this processor lacks an instruction; see bert-serving-doctor",
+    "SIGKILL": "out of memory?",
+    "SIGSEGV": "a crash in compiled code",
+}
 
-def describe(returncode: int) -> str:
-    """Return what is known of a process's end, from `Popen.returncode`, in words."""
+
+def signal_name(returncode: int) -> str | None:
+    """Return the signal that a process was ended by, from `Popen.returncode`; None if by none."""
     if returncode >= 0:
-        return f"exited with status {returncode}"
+        return None
     try:
-        name = signal.Signals(-returncode).name
+        return signal.Signals(-returncode).name
     except ValueError:
-        name = f"signal {-returncode}"
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"was ended by {name}{hint}"
+        return f"signal {-returncode}"
+
+
+def describe(returncode: int, hint: str | None = None) -> str:
+    """Return what is known of a process's end, from `Popen.returncode`, in words.
+
+    Args:
+        returncode: as `Popen` has it.
+        hint: why it was so, if more is known than the number says.
+
+    """
+    name = signal_name(returncode)
+    if name is None:
+        hint, ended = hint or _STATUSES.get(returncode), f"exited with status {returncode}"
+    else:
+        hint, ended = hint or _SIGNALS.get(name), f"was ended by {name}"
+    return ended if hint is None else f"{ended} ({hint})"

@@ -7,6 +7,7 @@ the process list.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,10 +20,13 @@ from types import FrameType
 from typing import Any, Generic
 
 from . import exit_codes
-from .roles import Role, RoleConfig, from_json, to_json
+from .endings import Ending, Vitals
+from .roles import Role, RoleConfig, WorkerConfig, from_json, to_json
 from .scheduling.restarts import RestartPolicy
+from .tally import Tally, shared_descriptor
 
 WATCH_S = 1.0
+PR_SET_PDEATHSIG = 1
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ENVIRONMENT = {
@@ -35,13 +39,23 @@ _ENVIRONMENT = {
 """What a role's libraries read when they are loaded; the operator's own settings come first."""
 
 
-def start(module: str, config: RoleConfig) -> subprocess.Popen[bytes]:
-    """Start a role's module of this package; its `main` reads the config."""
-    command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid())]
+def start(module: str, config: RoleConfig, tally: int) -> subprocess.Popen[bytes]:
+    """Start a role's module of this package; its `main` reads the config.
+
+    Args:
+        module: the role's.
+        config: what it is told.
+        tally: the descriptor of its `Tally`.
+
+    """
+    command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid()), str(tally)]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
     try:
         process = subprocess.Popen(  # noqa: S603  # our own module
-            command, stdin=subprocess.PIPE, env={**_ENVIRONMENT, **os.environ}
+            command,
+            stdin=subprocess.PIPE,
+            env={**_ENVIRONMENT, **os.environ},
+            pass_fds=(tally,),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -68,6 +82,7 @@ class Child(Generic[Role]):
         is_ready: its present life has said that it is.
         exit_status: of its last life that has ended.
         restarts: how many lives have followed its first.
+        ending: what else is known of that.
 
     """
 
@@ -80,10 +95,18 @@ class Child(Generic[Role]):
     is_ready: bool = False
     exit_status: int | None = None
     restarts: int = 0
+    ending: Ending | None = None
+    _vitals: Vitals | None = None
 
     def start(self) -> None:
         """Begin a life."""
-        self.process = start(self.module, self.config)
+        descriptor = shared_descriptor()
+        try:
+            self.process = start(self.module, self.config, descriptor)
+            tally = Tally(descriptor) if isinstance(self.config, WorkerConfig) else None
+        finally:
+            os.close(descriptor)
+        self._vitals = Vitals(self.process.pid, tally)
         self.restart_at, self.is_ready = None, False
 
     def mark_ready(self, now: float) -> None:
@@ -98,9 +121,13 @@ class Child(Generic[Role]):
 
     def take_ended(self) -> int | None:
         """Take a process that has ended out of its place; returns which it was."""
-        process = self.process
-        if process is None or process.poll() is None:
+        process, vitals = self.process, self._vitals
+        if process is None or vitals is None:
             return None
+        if process.poll() is None:
+            vitals.look()
+            return None
+        self.ending = vitals.ending(process.returncode)
         self.process, self.is_ready, self.exit_status = None, False, process.returncode
         return process.pid
 
@@ -112,6 +139,8 @@ class Child(Generic[Role]):
             self.process.wait(patience_s)
         except subprocess.TimeoutExpired:  # nothing of it is lost: it has no state
             self.process.kill()
+            if self._vitals is not None:
+                self._vitals.was_told = True
 
     @property
     def is_alive(self) -> bool:
@@ -137,10 +166,22 @@ def run_role(run: Callable[[Any], int], role: type[Role]) -> int:
     SIGTERM may too; only the supervisor acts on them, and tells its children. A handler
     that does nothing is not passed on to a child's own children, as `SIG_IGN` would be.
     """
+    _end_with_parent()
     for number in GROUP_SIGNALS:
         signal.signal(number, _leave_to_supervisor)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     return run(from_json(role, sys.stdin.read()))
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, even if it hangs or is stopped.
+
+    Only Linux can.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not Parent().is_alive:  # it ended before the kernel knew
+        os._exit(exit_codes.ORPHANED)
 
 
 def _leave_to_supervisor(_number: int, _frame: FrameType | None) -> None:
@@ -163,6 +204,7 @@ class Parent:
 
     def watch(self) -> None:
         """End this process soon after its parent, whatever its other threads are doing."""
+        _end_with_parent()
         threading.Thread(target=self._end_after_it, name="parent", daemon=True).start()
 
     def _end_after_it(self) -> None:

@@ -396,7 +396,12 @@ class Supervisor:
 
     def _start_another(self, child: Child[Any], now: float) -> None:
         delay_s = restart_later(child, now)
-        log.error("%s %s: starting another in %.1f s", child.name, self._take_why(child), delay_s)
+        known = child.ending.fields() if child.ending is not None else {}
+        log.error(
+            "%s %s: starting another in %.1f s",
+            *(child.name, self._take_why(child), delay_s),
+            extra=logs.fields(child=child.name, **known),
+        )
 
     def _take_why(self, child: Child[Any]) -> str:
         """Return how a child ended, and the cause that was told last."""
@@ -459,4 +464,4 @@ class Supervisor:
 
 
 def _end_of(child: Child[Any]) -> str:
-    return exit_codes.describe(child.exit_status or 0)
+    return str(child.ending)

@@ -41,6 +41,7 @@ from .model.loading import load_replica
 from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
 from .processes import Parent, run_role
 from .roles import WorkerConfig
+from .tally import Tally
 from .worker_protocol import MAX_BATCH_ROWS, Batch, message, read_message, worker_route
 
 log = logging.getLogger("bert_serving.worker")
@@ -137,6 +138,7 @@ class Worker:
     def __init__(self, replica: Replica, config: WorkerConfig, backend: Backend) -> None:
         self._replica = replica
         self._config = config
+        self._tally = Tally.own()
         self._backend = backend
         self._poller = zmq.Poller()
         self._poller.register(backend.socket, zmq.POLLIN)
@@ -208,6 +210,7 @@ class Worker:
         self._send(prepared, compute(self._replica, prepared, between_layers, max_tokens))
 
     def _send(self, batch: PreparedBatch, computed: ComputedBatch) -> None:
+        self._tally.count()
         self._backend.send(word(self._replica, batch, computed).to_frames())
 
     def _look(self) -> None:

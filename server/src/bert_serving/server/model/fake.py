@@ -8,10 +8,12 @@ Texts that misbehave, as a whole text, inside `encode`:
     fake:crash          the process ends at once, with status 1
     fake:raise          RuntimeError
     fake:hang           never returns
+    fake:freeze         never returns, and lets no other thread of the process go on
     fake:sleep SECONDS  returns that much later
 
 Options of the model's name, such as `fake:384?boot_s=2&row_us=100`:
     boot=fail    loading fails with ModelLoadError
+    boot=freeze  loading never ends, and lets no other thread of the process go on
     boot_s=N     loading takes so many seconds
     row_us=N     `encode` sleeps so many microseconds a row
 """
@@ -22,6 +24,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -34,6 +37,7 @@ from bert_serving.client.view import View
 
 from .fake_rows import (
     CRASH,
+    FREEZE,
     HANG,
     MAX_ID,
     RAISE,
@@ -66,14 +70,14 @@ class FakeOptions:
 
     Attributes:
         dim: dimensions of an embedding.
-        boot_fails: loading fails.
+        boot: how loading ends: ok, fail or freeze.
         boot_s: seconds that loading takes.
         row_us: microseconds that `encode` sleeps a row.
 
     """
 
     dim: int
-    boot_fails: bool = False
+    boot: str = "ok"
     boot_s: float = 0.0
     row_us: float = 0.0
 
@@ -94,11 +98,11 @@ class FakeOptions:
             numbers = {key: float(options.pop(key, 0)) for key in ("boot_s", "row_us")}
         except ValueError as error:
             raise ModelLoadError(f"model_dir={name!r}: {error}") from None
-        if options or boot not in ("ok", "fail"):
+        if options or boot not in ("ok", "fail", "freeze"):
             raise ModelLoadError(
-                f"model_dir={name!r}: known options are boot=ok|fail, boot_s=N, row_us=N"
+                f"model_dir={name!r}: known options are boot=ok|fail|freeze, boot_s=N, row_us=N"
             )
-        return cls(int(dim), boot == "fail", **numbers)
+        return cls(int(dim), boot, **numbers)
 
 
 class FakeReplica:
@@ -141,7 +145,9 @@ class FakeReplica:
         """
         options = FakeOptions.parse(name)
         time.sleep(options.boot_s)
-        if options.boot_fails:
+        if options.boot == "freeze":
+            _freeze()
+        if options.boot == "fail":
             raise ModelLoadError(f"model_dir={name!r}: told to fail")
         return cls(
             options.dim,
@@ -248,7 +254,13 @@ def _misbehave(ids: npt.NDArray[np.int32]) -> None:
             raise RuntimeError("fake:raise: told to fail")
         while command == HANG:
             time.sleep(3600)
+        if command == FREEZE:
+            _freeze()
         time.sleep((SLEEP - command) / 1000)
+
+
+def _freeze() -> None:
+    sum(repeat(0))  # in C, and with the interpreter's lock, for ever
 
 
 def _multipliers(dim: int) -> npt.NDArray[np.int32]:

@@ -20,8 +20,13 @@ from bert_serving.client.rows import Row
 from .replica import TokenRows
 
 SEP = 0
-CRASH, RAISE, HANG, SLEEP = -1, -2, -3, -4
-_COMMANDS = {"fake:crash": CRASH, "fake:raise": RAISE, "fake:hang": HANG}
+CRASH, RAISE, HANG, FREEZE, SLEEP = -1, -2, -3, -4, -5
+_COMMANDS = {
+    "fake:crash": CRASH,
+    "fake:raise": RAISE,
+    "fake:hang": HANG,
+    "fake:freeze": FREEZE,
+}
 
 MAX_ID = (1 << 31) - 1
 _STEP = 0x01000193

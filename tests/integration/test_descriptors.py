@@ -119,5 +119,5 @@ def test_a_client_process_without_descriptors_is_told_so_and_recovers(
 
 
 def test_of_a_small_limit_a_part_is_kept_and_of_a_large_one_a_backlog() -> None:
-    assert reserve(100) == 25
+    assert reserve(100) == 50
     assert reserve(1 << 20) == RESERVE

@@ -35,8 +35,8 @@ from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
-from .doors import Door, Doors
 from .descriptors import Gate
+from .doors import Door, Doors
 from .groups import Groups
 from .processes import Parent, run_role
 from .roles import BrokerConfig, port_of

@@ -29,7 +29,8 @@ OWN = Path("/proc/self/fd")
 OPEN_LOOK_S = 0.0005  # between two looks while connections come
 CLOSED_LOOK_S = 0.2
 RESERVE = 132  # a full backlog of libzmq's listener, and some
-RESERVE_SHARE = 4  # of a small limit, at most one in so many
+RESERVE_SHARE = 2  # of a small limit, at most one in so many
+MARGIN = 8
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # of Linux, which Python does not name
 
 
@@ -49,6 +50,10 @@ def reserve(limit: int) -> int:
 class Gate:
     """Keeps new connections out of a process while it has few descriptors left.
 
+    It holds the reserve itself, so that connections which come faster than it looks cannot
+    take it, and lets go of it when they are kept out: those accepted until then fit in, and a
+    worker still finds room. Without room for a worker, libzmq ends the process.
+
     Args:
         ports: of the listening sockets.
 
@@ -58,11 +63,13 @@ class Gate:
         self._limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._reserve = reserve(self._limit)
         self._listeners = _listeners(ports)
+        self._held: list[int] = []
         self._is_closed = False
 
     def watch(self) -> None:
         """Look whenever somebody connects, in a thread of its own."""
         if self._listeners:
+            self._hold()
             threading.Thread(target=self._watch, name="gate", daemon=True).start()
 
     def _watch(self) -> None:
@@ -72,41 +79,51 @@ class Gate:
         while True:
             if not self._is_closed:
                 arrivals.poll()
-            self.look()
+            self._look()
             time.sleep(CLOSED_LOOK_S if self._is_closed else OPEN_LOOK_S)
 
-    def look(self) -> None:
-        """Open or close the gate; two system calls while most descriptors are free."""
-        is_tight = self._limit - _open_descriptors(self._limit, self._reserve) < self._reserve
-        if is_tight == self._is_closed:
-            return
-        for listener in self._listeners:
-            _let_in(listener, not is_tight)
-        self._is_closed = is_tight
-        if is_tight:
+    def _look(self) -> None:
+        """Open or close the gate; while it is open, that takes two system calls."""
+        if self._is_closed and _count_free(self._limit) >= self._reserve + 2 * MARGIN:
+            self._hold()
+            self._let_in(is_open=True)
+            log.warning("there are descriptors again: new connections are let in")
+        elif not self._is_closed and not _is_free(self._limit - MARGIN):
+            self._let_in(is_open=False)
+            while self._held:
+                os.close(self._held.pop())
             log.warning(
                 "almost all of %d descriptors are taken: no new connections until some are free; "
                 "allow more with ulimit -n, or LimitNOFILE=",
                 self._limit,
             )
-        else:
-            log.warning("there are descriptors again: new connections are let in")
+
+    def _hold(self) -> None:
+        with contextlib.suppress(OSError):  # as many as there are
+            while len(self._held) < self._reserve:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _let_in(self, *, is_open: bool) -> None:
+        for listener in self._listeners:
+            _let_in(listener, is_open)
+        self._is_closed = not is_open
 
 
-def _open_descriptors(limit: int, kept: int) -> int:
-    """Return how many descriptors are open; only near the limit it has to be counted.
-
-    The system gives the lowest number that is free: while the last ones are unused, so many
-    are free.
-    """
+def _is_free(number: int) -> bool:
+    """Whether a descriptor is free; the system gives the lowest first, so most below are not."""
     try:
-        free = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, limit - kept)
-        os.close(free)
-        return limit - kept if free == limit - kept else sum(1 for _ in OWN.iterdir())
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            return limit
-        return 0  # where it cannot be told, nobody is kept out
+        free = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, number)
+    except OSError as error:  # where it cannot be told, nobody is kept out
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    os.close(free)
+    return free == number
+
+
+def _count_free(limit: int) -> int:
+    try:
+        return limit - sum(1 for _ in OWN.iterdir())
+    except OSError:
+        return 0
 
 
 def _listeners(ports: list[int]) -> list[sockets.socket]:

@@ -115,7 +115,7 @@ def available_bytes() -> int | None:
 
 def _replica(config: ServerConfig) -> ReplicaConfig:
     """Return what the first worker would be told to load."""
-    return worker_config(config, Addresses("", ""), 0, place_workers(config)[0]).replica
+    return worker_config(config, Addresses("", "", ""), 0, place_workers(config)[0]).replica
 
 
 def _advice(config: ServerConfig) -> str:

@@ -90,7 +90,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("seed", type=int)
     parser.add_argument("--with", nargs="+", choices=FAULTS, dest="faults", default=list(FAULTS))
     parser.add_argument("--without", nargs="+", choices=FAULTS, default=[])
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=2.0,
+        help="seconds between two faults; below one, workers die faster than others start",
+    )
     parser.add_argument("--workers", type=int, default=3)
     told = parser.parse_args()
     told.faults = [name for name in told.faults if name not in told.without]

@@ -103,7 +103,9 @@ def test_the_client_never_imports_the_server() -> None:
         ("fields", ["protocol", "session", "client", "aio"]),
         ("rows", ["protocol", "session", "client", "aio"]),
         ("protocol", ["session", "client", "aio"]),
-        ("session", ["client", "aio"]),
+        ("agenda", ["session", "fleet", "client", "aio"]),
+        ("session", ["fleet", "client", "aio"]),
+        ("fleet", ["client", "aio"]),
         ("client", ["aio"]),
         ("aio", ["client"]),
     ],
@@ -119,7 +121,9 @@ def test_errors_import_nothing_of_ours() -> None:
     assert not reached_from(f"{CLIENT}.errors")
 
 
-@pytest.mark.parametrize("module", ["errors", "frames", "protocol", "session"])
+@pytest.mark.parametrize(
+    "module", ["errors", "frames", "protocol", "presence", "agenda", "session", "fleet"]
+)
 def test_what_decides_in_the_client_has_no_socket_and_no_clock(module: str) -> None:
     if f"{CLIENT}.{module}" not in imports():
         pytest.skip(f"{module} is not there yet")

@@ -1,0 +1,165 @@
+"""Several servers of one client: who gets what, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from bert_serving.client.calls import Call, EncodeCall, EncodeOptions
+from bert_serving.client.chunking import RowSource
+from bert_serving.client.errors import ModelMismatch
+from bert_serving.client.fleet import GREETING_GRACE_S, Fleet
+from bert_serving.client.presence import LOST_S, PROBE_S
+from bert_serving.client.protocol import ErrorAnswer, Limits, Result, ViewArray, Welcome
+from bert_serving.client.view import DEFAULT_VIEW, View
+
+TIMEOUT_S = 10.0
+
+
+def welcome(model: str = "bert", **limits: int) -> list[Any]:
+    bounds = Limits(**{"max_rows": 1, "window": 4, **limits})
+    return Welcome("s", "ready", bounds, DEFAULT_VIEW, {"name": model}, "one").to_frames()
+
+
+def a_fleet(**options: Any) -> Fleet:
+    fleet = Fleet("a test", ["tcp://a:1", "tcp://b:1"], **options)
+    for number in range(2):
+        fleet.receive(number, welcome(), 0.0)
+    return fleet
+
+
+def a_call(fleet: Fleet, rows: int, now: float = 0.0) -> EncodeCall:
+    source = RowSource([f"row {number}" for number in range(rows)])
+    call = EncodeCall(source, EncodeOptions({"embedding": View()}), TIMEOUT_S)
+    fleet.submit(call, now)
+    return call
+
+
+def sent(fleet: Fleet, now: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+    """Return what is sent, with the number of its server; hellos aside."""
+    found = []
+    while message := fleet.next_message(now):
+        header = msgpack.unpackb(message[1][1])
+        if header["type"] != "hello":
+            found.append((message[0], header))
+    return found
+
+
+def answer(fleet: Fleet, number: int, message: dict[str, Any], now: float) -> None:
+    views = {"embedding": ViewArray(np.ones((message["rows"], 1), np.float32))}
+    result = Result(message["id"], views, n_tokens=[3] * message["rows"])
+    fleet.receive(number, result.to_frames(), now)
+
+
+def refuse(fleet: Fleet, number: int, message: dict[str, Any], code: str, now: float) -> None:
+    fleet.receive(number, ErrorAnswer(message["id"], code, "no").to_frames(), now)
+
+
+def test_requests_go_to_the_server_with_the_least_outstanding_work() -> None:
+    fleet = a_fleet()
+    a_call(fleet, 2)
+    (_, _), (second, message) = sent(fleet)
+    answer(fleet, second, message, 0.1)
+    a_call(fleet, 1, 0.1)
+    ((number, _),) = sent(fleet, 0.1)
+    assert number == second
+
+
+def test_equals_take_turns() -> None:
+    fleet, numbers = a_fleet(), []
+    for _ in range(4):
+        a_call(fleet, 1)
+        ((number, message),) = sent(fleet)
+        answer(fleet, number, message, 0.0)
+        numbers.append(number)
+    assert numbers == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("code", ["overloaded", "unavailable"])
+def test_what_one_refuses_goes_to_the_other_at_once(code: str) -> None:
+    fleet = a_fleet()
+    call = a_call(fleet, 1)
+    ((first, message),) = sent(fleet)
+    refuse(fleet, first, message, code, 0.1)
+    ((second, again),) = sent(fleet, 0.1)
+    assert second != first
+    answer(fleet, second, again, 0.2)
+    assert call.is_done and call.error is None
+
+
+def test_what_all_refuse_is_put_off() -> None:
+    fleet = a_fleet()
+    a_call(fleet, 1)
+    for _ in range(2):
+        ((number, message),) = sent(fleet)
+        refuse(fleet, number, message, "overloaded", 0.0)
+    assert sent(fleet) == []
+    assert len(sent(fleet, 0.05)) == 1
+
+
+def test_the_first_answer_to_a_hedged_request_counts_and_the_other_is_cancelled() -> None:
+    fleet = a_fleet(hedge_after_s=0.2)
+    call = a_call(fleet, 1)
+    ((first, one),) = sent(fleet)
+    assert sent(fleet, 0.19) == []
+    ((second, other),) = sent(fleet, 0.2)
+    assert {first, second} == {0, 1}
+    answer(fleet, second, other, 0.3)
+    assert call.is_done
+    assert sent(fleet, 0.3) == [(first, {"type": "cancel", "ids": [one["id"]]})]
+    answer(fleet, first, one, 0.4)  # it had crossed the cancel
+
+
+def test_what_a_lost_server_has_is_computed_by_the_other_too() -> None:
+    fleet = a_fleet()
+    call = a_call(fleet, 2)
+    sent_first = dict(sent(fleet))
+    answer(fleet, 1, sent_first[1], 0.1)
+    assert sent(fleet, 0.1 + PROBE_S) == []
+    ((number, again),) = sent(fleet, 0.1 + PROBE_S + LOST_S)
+    assert number == 1
+    answer(fleet, 0, sent_first[0], 3.0)  # it was only slow, and is first
+    assert call.is_done
+    assert sent(fleet, 3.0) == [(1, {"type": "cancel", "ids": [again["id"]]})]
+
+
+def test_what_a_server_had_that_lets_nobody_in_any_more_goes_to_the_other() -> None:
+    fleet = a_fleet()
+    a_call(fleet, 1)
+    ((first, _),) = sent(fleet)
+    fleet.shut_out(first)
+    assert [number for number, _ in sent(fleet)] == [1 - first]
+    assert not fleet.is_shut_out
+    fleet.shut_out(1 - first)
+    assert fleet.is_shut_out
+
+
+def test_requests_are_cut_to_the_smallest_limits() -> None:
+    fleet = a_fleet()
+    fleet.receive(0, welcome(max_rows=8, max_bytes=1_000), 0.0)
+    fleet.receive(1, welcome(max_rows=3), 0.0)
+    a_call(fleet, 6)
+    assert [message["rows"] for _, message in sent(fleet)] == [3, 3]
+
+
+def test_servers_of_different_models_end_every_call() -> None:
+    fleet = a_fleet()
+    call = a_call(fleet, 1)
+    fleet.receive(1, welcome("another"), 0.1)
+    with pytest.raises(ModelMismatch, match="'another' and 'bert'"):
+        call.raise_error()
+    assert isinstance(fleet.refusal, ModelMismatch)
+
+
+def test_a_greeting_waits_a_moment_for_the_other_servers_and_not_for_ever() -> None:
+    fleet, call = Fleet("a test", ["tcp://a:1", "tcp://b:1"]), Call(TIMEOUT_S)
+    fleet.hello(call, 0.0)
+    fleet.next_message(0.0)
+    fleet.receive(1, welcome(), 0.1)
+    fleet.advance(0.1)
+    assert not call.is_done
+    fleet.advance(0.1 + GREETING_GRACE_S)
+    assert call.is_done and call.error is None

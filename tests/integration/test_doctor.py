@@ -71,6 +71,29 @@ def test_a_server_elsewhere_is_asked_and_nothing_here_but_what_a_client_needs(
     assert found.keys() == {"packages", "libzmq", "server", "latency"}
 
 
+def test_a_server_that_asks_for_keys_is_asked_with_them(
+    start_server: Starter, tmp_path: Path
+) -> None:
+    keygen = str(COMMANDS / "bert-serving-keygen")
+    for names in (("server",), ("client", "alice")):
+        command = [keygen, *names, "-dir", str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60 * SECOND)
+    (secret,) = tmp_path.rglob("server.key_secret")
+    (client_cert,) = tmp_path.rglob("alice.key_secret")
+    clients = next(tmp_path.rglob("alice.key")).parent
+    keys = ("-server_key", str(secret), "-client_keys", str(clients))
+    server = start_server(*keys)
+    options = ("-port", str(server.port), "-model_dir", "fake:384", *keys)
+    found = examined(*options, status=0)
+    assert "1 client key" in found["keys"]["seen"]
+    assert "asks for keys" in found["server"]["seen"]
+    found = examined(*options, "-client_cert", str(client_cert), status=0)
+    assert "compute" in found["latency"]["seen"]
+    secret.chmod(0o644)
+    found = examined(*options, status=1)
+    assert "anybody can read" in found["keys"]["seen"]
+
+
 def test_a_server_that_still_loads_is_a_problem(start_server: Starter) -> None:
     server = start_server("-model_dir", "fake:384?boot_s=60", wait=False)
     server.wait_bound()

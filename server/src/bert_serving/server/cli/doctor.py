@@ -21,7 +21,7 @@ DESCRIPTION = (
     "0 if there is no problem, 1 if there is one."
 )
 LOOK_S = 1.0
-OWN = ("ip", "json", "quick")
+OWN = ("ip", "client_cert", "json", "quick")
 REMOTE = ("packages", "libzmq", "server")
 
 
@@ -32,6 +32,11 @@ def get_parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("examination")
     own.add_argument(
         "-ip", "--ip", help="look only at the server there, on -port, and at what a client needs"
+    )
+    own.add_argument(
+        *("-client_cert", "--client-cert"),
+        dest="client_cert",
+        help="file with a client's secret key, for a server with -server_key",
     )
     own.add_argument("-json", "--json", action="store_true", help="write JSON")
     own.add_argument(
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = to_config(args)
     except SettingError as error:
         parser.error(str(error))
-    settings = Settings(config, own["ip"] or running_server(config))
+    settings = Settings(config, own["ip"] or running_server(config), own["client_cert"])
     names = chosen(settings, is_remote=own["ip"] is not None, is_quick=bool(own["quick"]))
     found = []
     for finding in examine(settings, names):

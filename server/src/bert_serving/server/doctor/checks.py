@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from bert_serving.server.config import ServerConfig
 
-from . import gpus, installation, machine, model_files, places, ports, running
+from . import gpus, installation, key_files, machine, model_files, places, ports, running
 from .finding import Finding
 
 
@@ -24,22 +24,25 @@ class Settings:
     Attributes:
         config: of the server that is, or would be, started.
         ip: where a running server is; None if there is none to look at.
+        client_cert: the file with the key to ask it with, if it asks for keys.
 
     """
 
     config: ServerConfig
     ip: str | None = None
+    client_cert: str | None = None
 
     def to_json(self) -> str:
         """Return it as one line."""
-        return json.dumps({"config": asdict(self.config), "ip": self.ip})
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
         """Return what `to_json` wrote."""
         values = json.loads(text)
         lists = {name: tuple(v) for name, v in values["config"].items() if isinstance(v, list)}
-        return cls(ServerConfig(**{**values["config"], **lists}), values["ip"])
+        config = ServerConfig(**{**values["config"], **lists})
+        return cls(config, values["ip"], values["client_cert"])
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,15 @@ CHECKS: Mapping[str, Check] = {
     "cache folder": Check(lambda _: places.look_at_cache()),
     "disk": Check(lambda _: places.look_at_disk()),
     "clock": Check(lambda _: machine.look_at_clock()),
+    "keys": Check(lambda settings: key_files.look_at_keys(settings.config)),
     "ports": Check(lambda settings: ports.look_at_ports(settings.config)),
     "server": Check(
-        lambda settings: running.look_at_server(str(settings.ip), settings.config.port),
+        lambda settings: running.look_at_server(
+            str(settings.ip),
+            settings.config.port,
+            settings.config.server_key,
+            settings.client_cert,
+        ),
         limit_s=60.0,
         measures_time=True,
     ),

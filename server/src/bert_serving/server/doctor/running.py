@@ -12,6 +12,7 @@ from typing import Any
 from bert_serving.client import BertClient
 from bert_serving.client.assembly import Encoding
 from bert_serving.client.errors import ServerUnreachable, ServingError
+from bert_serving.client.keys import KeyFileError
 
 from .finding import Finding, ok, problem, warning
 
@@ -37,15 +38,33 @@ class Split:
     compute_ms: float
 
 
-def look_at_server(ip: str, port: int) -> list[Finding]:
-    """Check a server end to end; the first thing that fails ends it."""
+def look_at_server(
+    ip: str, port: int, server_key: str | None = None, client_cert: str | None = None
+) -> list[Finding]:
+    """Check a server end to end; the first thing that fails ends it.
+
+    Args:
+        ip: where it is.
+        port: its native port.
+        server_key: its key, or a file that has it, if it asks for keys.
+        client_cert: the file with the key to ask with.
+
+    """
     try:
         sockets.create_connection((ip, port), CONNECT_S).close()
     except OSError as error:
         return [judge_connection(ip, port, error)]
+    if server_key is not None and client_cert is None:
+        advice = "give -client_cert, a client's NAME.key_secret, to look further"
+        return [warning(RUNS, f"something listens on {ip}:{port}, and asks for keys", advice)]
     try:
         with BertClient(
-            ip=ip, port=port, timeout=CLIENT_TIMEOUT_MS, connect_timeout=CONNECT_S * 1000
+            ip=ip,
+            port=port,
+            timeout=CLIENT_TIMEOUT_MS,
+            connect_timeout=CONNECT_S * 1000,
+            server_key=server_key,
+            client_cert=client_cert,
         ) as client:
             status = client.server_status
             found = judge_status(status)
@@ -54,6 +73,8 @@ def look_at_server(ip: str, port: int) -> list[Finding]:
             return found
     except ServingError as error:
         return [judge_answer(ip, port, error)]
+    except KeyFileError as error:
+        return [problem(RUNS, str(error), "make keys with bert-serving-keygen")]
 
 
 def measure(client: BertClient) -> Split:

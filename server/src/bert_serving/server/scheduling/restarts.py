@@ -8,8 +8,8 @@ time and the jitter are arguments, so it knows no clock, no random numbers, no p
 from __future__ import annotations
 
 FIRST_DELAY_S = 0.1
-MAX_DELAY_S = 30.0
-STABLE_AFTER_S = 60.0
+MAX_DELAY_S = 10.0
+STABLE_AFTER_S = 20.0
 
 _JITTER = 0.25
 

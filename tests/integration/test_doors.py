@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket as sockets
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from key_files import KeyFiles, new_keys
 from legacy_client import legacy_ports, old_wire
-from server_process import COMMANDS, SECOND, ServerProcess, Starter, command_line, eventually
+from server_process import SECOND, ServerProcess, Starter, command_line, eventually
 
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient
 from bert_serving.client.errors import ServerUnreachable
@@ -224,7 +225,7 @@ def test_a_secret_that_others_can_read_is_refused_at_start(
 def test_what_keygen_makes_lets_a_client_in(start_server: Starter, tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     for words in (["server"], ["client", "alice"]):
-        command = [COMMANDS / "bert-serving-keygen", "-dir", folder, *words]
+        command = [sys.executable, "-m", "bert_serving.server.cli.keygen", "-dir", folder, *words]
         subprocess.run(command, check=True, capture_output=True, timeout=20 * SECOND)
     made = KeyFiles(folder)
     server = start_server(*made.options)

@@ -11,7 +11,14 @@ from bert_serving.client.view import View
 from bert_serving.server.cli.options import get_args_parser, parse_args
 from bert_serving.server.config import ServerConfig, option_fields
 from bert_serving.server.model.loading import ReplicaConfig
-from bert_serving.server.roles import BrokerConfig, DoorConfig, WorkerConfig, from_json, to_json
+from bert_serving.server.roles import (
+    BrokerConfig,
+    DoorConfig,
+    RemoteConfig,
+    WorkerConfig,
+    from_json,
+    to_json,
+)
 from bert_serving.server.scheduling.events import SchedulerLimits
 
 VALUES: dict[str, tuple[list[str], Any]] = {
@@ -41,6 +48,8 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "port": (["0"], 0),
     "server_key": (["/k/server.key_secret"], "/k/server.key_secret"),
     "client_keys": (["/k/clients"], "/k/clients"),
+    "worker_keys": (["/k/workers"], "/k/workers"),
+    "backend_port": (["0"], 0),
     "ready_file": (["/tmp/ready"], "/tmp/ready"),
     "priority_batch_size": (["0"], 0),
     "max_queue_rows": (["100"], 100),
@@ -282,14 +291,15 @@ def test_the_default_view_is_what_the_options_say() -> None:
 def test_a_roles_config_comes_back_from_json_as_it_was() -> None:
     broker = BrokerConfig(
         host="h", port=1, backend="ipc://b", frontend="ipc://f", supervisor="ipc://s",
-        door=DoorConfig(server_key="/k", allowed="/a"), num_worker=2,
+        door=DoorConfig(server_key="/k", allowed="/a"), backend_port=5,
+        backend_door=DoorConfig(server_key="/k", allowed="/w"), num_worker=2,
         limits=SchedulerLimits(max_queue_rows=7), max_request_bytes=5,
         default_view=ServerConfig().default_view, settings={"port": 1}, verbose=True,
     )  # fmt: skip
     worker = WorkerConfig(
         worker_id=1, backend="ipc://b", replica=ReplicaConfig(model_dir="fake:8", num_threads=2),
         cores=(0, 1), default_view=View(layers=(1, 2), pooling="none"), max_batch_size=3,
-        verbose=False,
+        verbose=False, remote=RemoteConfig(server_key="/s", worker_cert="/w"),
     )  # fmt: skip
     assert from_json(BrokerConfig, to_json(broker)) == broker
     assert from_json(WorkerConfig, to_json(worker)) == worker

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -12,6 +13,7 @@ from bert_serving.server.exposure import ExposureError, check_exposure, is_loopb
 from bert_serving.server.handshakes import NO_KEY, OTHER, UNKNOWN, WORDS, WRONG_KEY, Handshakes
 from bert_serving.server.keyring import Keyring
 from bert_serving.server.refusals import MAX_LINES, OTHERS, QUIET_S, Refusals
+from bert_serving.server.remote_workers import difference
 from bert_serving.server.zap import ZapRequest
 
 KEYS = {"server_key": "/k/server.key_secret", "client_keys": "/k/clients"}
@@ -56,12 +58,47 @@ def test_one_of_the_two_keys_alone_is_refused_everywhere(one: str) -> None:
         check_exposure(ServerConfig(**{one: KEYS[one]}, allow_insecure=True))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backend_port": 5560},
+        {"worker_keys": "/k/workers"},
+        {"backend_port": 5560, "worker_keys": "/k/workers"},
+        {"backend_port": 5560, **KEYS},
+    ],
+)
+def test_workers_have_no_way_in_without_keys(given: dict[str, Any]) -> None:
+    with pytest.raises(ExposureError, match="bert-serving-keygen"):
+        check_exposure(ServerConfig(**given, allow_insecure=True))
+
+
+def test_workers_with_keys_do_not_open_the_native_port() -> None:
+    workers = {"backend_port": 5560, "worker_keys": "/w", "server_key": "/k"}
+    assert check_exposure(ServerConfig(**workers)) == []
+    with pytest.raises(ExposureError, match="-client_keys"):
+        check_exposure(ServerConfig(host=OUTSIDE, **workers))
+
+
+MODEL = {"name": "a", "num_layers": 6, "hidden_size": 384, "device": "cpu", "dtype": "float32"}
+VIEW = ServerConfig().default_view
+
+
+def test_a_worker_elsewhere_must_compute_what_ours_do() -> None:
+    same = {**MODEL, "name": "b", "device": "cuda:0", "dtype": "float16"}
+    assert difference(MODEL, same, VIEW, VIEW.to_wire()) is None
+    assert difference({}, MODEL, VIEW, VIEW.to_wire()) is None
+    other = {**MODEL, "hidden_size": 768}
+    assert "hidden_size 768" in str(difference(MODEL, other, VIEW, VIEW.to_wire()))
+    other_view = ServerConfig(normalize=True).default_view.to_wire()
+    assert "default view" in str(difference(MODEL, MODEL, VIEW, other_view))
+
+
 def test_clients_are_not_told_where_the_keys_are() -> None:
     told = public_settings(ServerConfig(**KEYS))
     assert told["encrypted"]
     assert not any("/k/" in str(value) for value in told.values())
     missing = {entry.name for entry in option_fields()} - told.keys()
-    assert missing == set(KEYS)
+    assert missing == {*KEYS, "worker_keys"}
     assert not public_settings(ServerConfig())["encrypted"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 from zmq.backend import Socket as RawSocket
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, Keys
 from .errors import ServerUnreachable
 
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -46,10 +46,15 @@ def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]
     socket.heartbeat_timeout = 30_000
     socket.sndhwm = socket.rcvhwm = 0  # the session's window bounds both
     if endpoint.keys is not None:
-        socket.curve_serverkey = endpoint.keys.server
-        socket.curve_publickey = endpoint.keys.public
-        socket.curve_secretkey = endpoint.keys.secret
+        use_keys(socket, endpoint.keys)
     return socket
+
+
+def use_keys(socket: zmq.Socket[Any], keys: Keys) -> None:
+    """Have a socket encrypt the connections that it makes from now on."""
+    socket.curve_serverkey = keys.server
+    socket.curve_publickey = keys.public
+    socket.curve_secretkey = keys.secret
 
 
 def is_shut_out(socket: zmq.Socket[Any]) -> bool:

@@ -40,8 +40,8 @@ HAS_NO_KEYS = (
     "and client_cert="
 )
 UNKNOWN_KEY = (
-    "it refuses this client's key: the public half of client_cert must be in the server's "
-    "-client_keys folder"
+    "it refuses this client's key: the public half must be in the folder of those that it allows "
+    "(-client_keys; a worker's in -worker_keys)"
 )
 WRONG_SERVER_KEY = (
     "the CURVE handshake failed: server_key is not the key of this server; what it is has to be "

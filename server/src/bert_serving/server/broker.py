@@ -20,10 +20,9 @@ from typing import Any
 
 import zmq
 
-from bert_serving.client.errors import MalformedMessage, ProtocolError, VersionMismatch
+from bert_serving.client.errors import ProtocolError, VersionMismatch
 from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header
 from bert_serving.client.group_messages import Membership, broadcast_frames
-from bert_serving.client.keys import KeyFileError
 from bert_serving.client.messages import (
     Cancel,
     EncodeEnvelope,
@@ -35,11 +34,12 @@ from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
+from .broker_sockets import FLUSH_MS, BrokerSockets, CannotListen
 from .descriptors import Gate
-from .doors import Door, Doors
 from .groups import Groups
 from .processes import Parent, run_role
-from .roles import BrokerConfig, port_of
+from .remote_workers import check_route, difference
+from .roles import BrokerConfig
 from .roster import Roster
 from .scheduling import events
 from .scheduling.scheduler import Scheduler
@@ -57,8 +57,6 @@ log = logging.getLogger("bert_serving.broker")
 
 MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
-MAX_UNREAD_ANSWERS = 2_000  # of one client; twice what its windows allow
-FLUSH_MS = 2_000
 MAX_CLIENTS_COUNTED = 10_000
 CLIENT_ACTIVE_S = 60.0  # a client that was heard of in that time is active
 
@@ -85,11 +83,9 @@ class Broker:
         self._scheduler = Scheduler(config.limits, first_batch=secrets.randbits(48))
         self._roster = Roster(config)
         self._groups = Groups()
-        self._frontend = context.socket(zmq.ROUTER)
-        self._backend = context.socket(zmq.ROUTER)
+        self._sockets = BrokerSockets(config, context)
+        self._frontend, self._backend = self._sockets.frontend, self._sockets.backend
         self._supervisor = context.socket(zmq.DEALER)
-        self._doors = Doors(context)
-        self._door: Door | None = None  # of the frontend, if it has one
         self._parent = Parent()
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
@@ -100,52 +96,29 @@ class Broker:
 
     def open(self) -> bool:
         """Bind and connect; tells the supervisor where, or why not."""
-        for router in (self._frontend, self._backend):
-            router.router_mandatory = True
-            router.linger = FLUSH_MS
-        self._frontend.sndhwm = MAX_UNREAD_ANSWERS
-        self._frontend.maxmsgsize = self._config.max_request_bytes
-        self._frontend.ipv6 = ":" in self._config.host
-        self._backend.sndhwm = self._backend.rcvhwm = 0  # the scheduler bounds both
         self._supervisor.linger = FLUSH_MS
         self._supervisor.routing_id = broker_route(os.getpid())
         self._supervisor.connect(self._config.supervisor)
         try:
-            self._bind()
-        except (zmq.ZMQError, KeyFileError) as error:
-            self._tell_supervisor("boot_failed", cause=self._boot_failure(error))
+            self._sockets.listen()
+        except CannotListen as error:
+            self._tell_supervisor("boot_failed", cause=str(error))
             return False
-        address = self._frontend.last_endpoint.decode()
-        self._tell_supervisor("bound", address=address)
+        self._tell_supervisor("bound", **self._sockets.addresses)
         return True
-
-    def _bind(self) -> None:
-        """Listen: first for our own processes, then, behind the door if there is one, for all."""
-        self._backend.bind(self._config.backend)
-        self._frontend.bind(self._config.frontend)
-        if self._config.door is not None:
-            self._door = self._doors.guard(self._frontend, "clients", self._config.door)
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
-        self._frontend.bind(f"tcp://{host}:{self._config.port or '*'}")
-
-    def _boot_failure(self, error: Exception) -> str:
-        if not isinstance(error, zmq.ZMQError):
-            return f"-server_key: {error}"
-        port = self._config.port or "*"
-        return f"cannot listen on {self._config.host}, port {port}: {error.strerror}"
 
     def loop(self) -> int:
         """Serve until drained or told to stop."""
         poller = zmq.Poller()
         receivers: dict[Any, Callable[[], None]] = {
-            **self._doors.receivers(),  # first, while the address of a refused peer can be had
+            **self._sockets.receivers(),  # first, while the address of a refused peer can be had
             self._backend: partial(self._receive, self._backend, self._on_worker),
             self._frontend: partial(self._receive, self._frontend, self._on_client),
             self._supervisor: partial(self._receive, self._supervisor, self._on_supervisor),
         }
         for socket in receivers:
             poller.register(socket, zmq.POLLIN)
-        Gate([port_of(self._frontend.last_endpoint.decode())]).watch()
+        Gate(self._sockets.ports).watch()
         while not self._is_finished:
             if not self._parent.is_alive:
                 log.error("the supervisor is gone: stopping")
@@ -160,10 +133,8 @@ class Broker:
         for route in list(self._roster):
             self._send(self._backend, [route, *message("stop")])
         self._tell_supervisor("drained")
-        self._frontend.close()
-        self._backend.close()
+        self._sockets.close()
         self._supervisor.close()
-        self._doors.close()
 
     @property
     def _is_finished(self) -> bool:
@@ -179,9 +150,15 @@ class Broker:
         wakeup = self._scheduler.next_wakeup()
         if wakeup is not None and wakeup <= time.monotonic():
             self._handle(events.TimePassed())
-        for route in self._door.turned_out() if self._door is not None else ():
+        for route in self._sockets.door.gone() if self._sockets.door is not None else ():
             self._lose(route)
             self._handle(events.ClientLost(route))
+        for route in (
+            self._sockets.backend_door.gone() if self._sockets.backend_door is not None else ()
+        ):
+            if route in self._roster:
+                log.warning("%s is gone: others compute what it had", route.decode())
+            self._lose_worker(route)
 
     def _receive(self, socket: zmq.Socket[Any], on_message: Callable[[list[Any]], None]) -> None:
         for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
@@ -191,7 +168,7 @@ class Broker:
     # clients
 
     def _on_client(self, frames: list[Any]) -> None:
-        if self._door is not None and not self._door.lets_in(frames[0]):
+        if self._sockets.door is not None and not self._sockets.door.lets_in(frames[0]):
             return
         route = frames[0].bytes
         try:
@@ -282,36 +259,68 @@ class Broker:
     # workers
 
     def _on_worker(self, frames: list[Any]) -> None:
+        if self._sockets.backend_door is not None and not self._sockets.backend_door.lets_in(
+            frames[0]
+        ):
+            return
         route = frames[0].bytes
         try:
             kind, header, _ = read_from_worker([frame.buffer for frame in frames[1:]])
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
             elif kind in ("starting", "ready"):
-                if route != worker_route(header["worker"], header["pid"]):
-                    raise MalformedMessage("a worker came by another's route")
+                check_route(self._sockets.backend_door, route, header)
                 if kind == "starting":
                     self._roster.add(route, header)
                 else:
                     self._on_ready(route, header)
+            elif kind == "boot_failed" and self._is_remote(route):
+                log.error("%s cannot start: %s", route.decode(), header["cause"])
             elif kind == "boot_failed":
                 self._tell_supervisor("boot_failed", cause=header["cause"])
         except ProtocolError as error:
             log.error("a worker sent what cannot be read: %s", error)
             if route in self._roster:
-                self._tell_supervisor("worker_stuck", route=route.decode())
+                self._end_worker(route)
             self._handle(events.WorkerLost(route))
+
+    def _is_remote(self, route: bytes) -> bool:
+        return self._sockets.backend_door is not None and self._sockets.backend_door.is_guest(route)
+
+    def _end_worker(self, route: bytes) -> None:
+        """Have a worker ended that does not do as it should; another machine's is sent away."""
+        if not self._is_remote(route):
+            self._tell_supervisor("worker_stuck", route=route.decode())
+            return
+        assert self._sockets.backend_door is not None
+        self._sockets.backend_door.turn_out(route)
+        self._roster.remove(route)
+        self._events.append(events.WorkerLost(route))
+
+    def _lose_worker(self, route: bytes) -> None:
+        self._roster.remove(route)
+        self._handle(events.WorkerLost(route))
 
     def _on_answers(self, route: bytes, answers: Answers) -> None:
         self._handle(events.BatchAnswered(route, answers.batch_id, answers.answers, answers.tokens))
 
     def _on_ready(self, route: bytes, header: dict[str, Any]) -> None:
+        if self._is_remote(route):
+            self._handle(events.WorkerLost(route))  # what it had before it connected again
+            view = self._config.default_view
+            why = difference(self._roster.model, header["model"], view, header.get("default_view"))
+            if why is not None:
+                log.error("%s is not taken: %s", route.decode(), why)
+                self._send(self._backend, [route, *message("refused", cause=why)])
+                self._roster.remove(route)
+                return
         misfit = self._roster.misfit(header["model"])
         if misfit is not None:
             self._tell_supervisor("worker_refused", pid=header["pid"], cause=misfit)
             return
         record = self._roster.mark_ready(route, header)
-        self._tell_supervisor("worker_ready", worker=record.id, pid=record.pid)
+        if not self._is_remote(route):
+            self._tell_supervisor("worker_ready", worker=record.id, pid=record.pid)
         self._handle(
             events.WorkerReady(
                 worker=route,
@@ -333,8 +342,7 @@ class Broker:
         kind, header, _ = read_message([frame.buffer for frame in frames])
         if kind == "worker_lost":
             route = worker_route(header["worker"], header["pid"])
-            self._roster.remove(route)
-            self._handle(events.WorkerLost(route))
+            self._lose_worker(route)
         elif kind == "retire":
             route = worker_route(header["worker"], header["pid"])
             self._roster.retire(route)
@@ -376,7 +384,7 @@ class Broker:
             self._send(self._backend, [action.worker, *message("stop")])
         else:
             log.error("worker %s holds a batch past its limit", action.worker.decode())
-            self._tell_supervisor("worker_stuck", route=action.worker.decode())
+            self._end_worker(action.worker)
 
     def _broadcast(self, delivered: events.Deliver) -> None:
         """Send the other members of a group their copies; an error is the sender's alone."""

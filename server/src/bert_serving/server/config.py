@@ -260,6 +260,14 @@ class ServerConfig:
         metavar="PORT",
         aliases=("port_in", "port_data"),
     )
+    backend_port: int | None = option(
+        None,
+        "network",
+        "port that workers on other machines (bert-serving-worker) connect to, always with keys; "
+        "0 for any free one; off unless given",
+        parse=_port,
+        metavar="PORT",
+    )
     legacy_port: int | None = option(
         None,
         "network",
@@ -293,6 +301,13 @@ class ServerConfig:
         None,
         "keys",
         "folder with the public keys (NAME.key) that may come in; read again when it changes",
+        metavar="DIR",
+        private=True,
+    )
+    worker_keys: str | None = option(
+        None,
+        "keys",
+        "folder with the public keys of the workers that may come in by -backend_port",
         metavar="DIR",
         private=True,
     )
@@ -376,7 +391,7 @@ def public_settings(config: ServerConfig) -> dict[str, Any]:
         for entry in option_fields()
         if not entry.metadata["private"]
     }
-    return {**settings, "encrypted": config.server_key is not None}
+    return {**settings, "encrypted": config.client_keys is not None}
 
 
 def option_fields() -> list[Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from bert_serving.client.keys import read_secret
 from bert_serving.client.sockets import received_messages
@@ -118,6 +119,7 @@ class Door:
         self._handshakes = Handshakes(address_of)
         self._refusals = Refusals()
         self._guests: dict[int, _Guest] = {}  # by file descriptor: as many as there are
+        self._left: list[bytes] = []
         self._next_refresh = 0.0
         self._refresh()
 
@@ -146,25 +148,45 @@ class Door:
             guest = self._guests[descriptor] = _Guest(route, key, name, peer_of(descriptor))
         if key in self._keyring.names:
             return True
-        self._turn_out(descriptor, guest)
+        self._shut_out(descriptor, guest)
         return False
 
     def watch(self) -> None:
         """Take in what the monitor reports."""
         for frames in received_messages(self.monitor, MAX_QUESTIONS_A_TURN):
-            failed = self._handshakes.read([frame.bytes for frame in frames])
+            event = parse_monitor_message([frame.bytes for frame in frames])
+            failed = self._handshakes.on(event["event"], event["value"])
             if failed is not None:
                 address, why = failed
                 self._refuse(address, why, why)
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                self._on_disconnected(event["value"])
 
-    def turned_out(self) -> Iterator[bytes]:
-        """End the connections whose keys were removed; yield their routes."""
-        if time.monotonic() < self._next_refresh or not self._refresh():
-            return
+    def is_guest(self, route: bytes) -> bool:
+        """Whether a route is that of a connection that has come in by this door."""
+        return any(guest.route == route for guest in self._guests.values())
+
+    def turn_out(self, route: bytes) -> None:
+        """End the connection of a route; it may come again."""
         for descriptor, guest in list(self._guests.items()):
-            if guest.key not in self._keyring.names:
-                self._turn_out(descriptor, guest)
-                yield guest.route
+            if guest.route == route:
+                hang_up(descriptor, guest.peer)
+                self._guests.pop(descriptor)
+
+    def gone(self) -> list[bytes]:
+        """End the connections whose keys were removed; return the routes of all that have ended."""
+        if time.monotonic() >= self._next_refresh and self._refresh():
+            for descriptor, guest in list(self._guests.items()):
+                if guest.key not in self._keyring.names:
+                    self._shut_out(descriptor, guest)
+                    self._left.append(guest.route)
+        left, self._left = self._left, []
+        return left
+
+    def _on_disconnected(self, descriptor: int) -> None:
+        guest = self._guests.pop(descriptor, None)
+        if guest is not None and not self.is_guest(guest.route):  # it may have come back already
+            self._left.append(guest.route)
 
     def _refresh(self) -> bool:
         self._next_refresh = time.monotonic() + REFRESH_S
@@ -178,7 +200,7 @@ class Door:
         log.log(level, "%d keys in %s let %s in", number, self._folder, self._domain)
         return True
 
-    def _turn_out(self, descriptor: int, guest: _Guest) -> None:
+    def _shut_out(self, descriptor: int, guest: _Guest) -> None:
         hang_up(descriptor, guest.peer)
         self._guests.pop(descriptor, None)
         address = guest.peer[0] if guest.peer else "somewhere"

@@ -35,7 +35,7 @@ def check_exposure(config: ServerConfig) -> list[str]:
     if is_loopback(config.host):
         return []
     open_ports = []
-    if config.server_key is None:
+    if config.client_keys is None:
         open_ports.append(f"the native port on {config.host}")
         if not config.allow_insecure:
             raise ExposureError(
@@ -57,13 +57,21 @@ def check_exposure(config: ServerConfig) -> list[str]:
 
 
 def _check_keys(config: ServerConfig) -> None:
-    if config.server_key is not None and config.client_keys is None:
+    """Refuse keys of which the other half is missing; workers have no way in without."""
+    if (config.backend_port is None) != (config.worker_keys is None):
+        raise ExposureError(
+            "-backend_port and -worker_keys, the folder with the public keys of the workers that "
+            "may come in by it, go together: bert-serving-keygen worker makes them"
+        )
+    if config.server_key is None:
+        for name in ("client_keys", "worker_keys"):
+            if getattr(config, name) is not None:
+                raise ExposureError(
+                    f"-{name} needs -server_key, the file with the server's own secret key: "
+                    "bert-serving-keygen server makes it"
+                )
+    elif config.client_keys is None and config.worker_keys is None:
         raise ExposureError(
             "-server_key needs -client_keys, the folder with the public keys of those who may "
-            "come in: bert-serving-keygen makes both"
-        )
-    if config.client_keys is not None and config.server_key is None:
-        raise ExposureError(
-            "-client_keys needs -server_key, the file with the server's own secret key: "
-            "bert-serving-keygen makes both"
+            "come in: bert-serving-keygen client makes them"
         )

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
 NO_KEY, WRONG_KEY = 0x11000002, 0x11000001  # ZMQ_PROTOCOL_ERROR_ZMTP_…: mechanism, cryptographic
@@ -45,11 +44,6 @@ class Handshakes:
         self._address_of = address_of
         self._addresses: dict[int, str] = {}  # as many as there are file descriptors
         self._failure: int | None = None
-
-    def read(self, frames: list[bytes]) -> tuple[str, str] | None:
-        """Take in what the monitor has sent; see `on`."""
-        event = parse_monitor_message(frames)
-        return self.on(int(event["event"]), int(event["value"]))
 
     def on(self, event: int, value: int) -> tuple[str, str] | None:
         """Take in an event; returns the address of a peer that has failed, and why."""

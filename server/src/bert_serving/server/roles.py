@@ -40,6 +40,8 @@ class BrokerConfig:
         backend: where workers connect (ipc).
         frontend: where gateways connect, as clients (ipc).
         door: the keys of the clients' port; None lets in who can reach it.
+        backend_port: where workers on other machines connect; None for nowhere.
+        backend_door: the keys of that port.
         supervisor: where the supervisor listens (ipc).
         num_worker: workers to expect before the server is ready.
         limits: the scheduler's.
@@ -57,6 +59,8 @@ class BrokerConfig:
     backend: str
     frontend: str
     door: DoorConfig | None
+    backend_port: int | None
+    backend_door: DoorConfig | None
     supervisor: str
     num_worker: int
     limits: SchedulerLimits
@@ -72,9 +76,24 @@ class BrokerConfig:
         """Return the config that `asdict` and JSON took apart."""
         values["limits"] = SchedulerLimits(**values["limits"])
         values["default_view"] = _view(values["default_view"])
-        if values["door"] is not None:
-            values["door"] = DoorConfig(**values["door"])
+        for name in ("door", "backend_door"):
+            if values[name] is not None:
+                values[name] = DoorConfig(**values[name])
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """What a worker on another machine than its broker needs, beside the broker's address.
+
+    Attributes:
+        server_key: the file with the server's public key, or its characters.
+        worker_cert: the file with the worker's own secret key.
+
+    """
+
+    server_key: str
+    worker_cert: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +102,7 @@ class WorkerConfig:
 
     Attributes:
         worker_id: its number, kept when it is replaced.
-        backend: where the broker listens (ipc).
+        backend: where the broker listens (ipc; tcp for a worker on another machine).
         replica: what to load.
         cores: the CPU cores it may run on; empty for all.
         default_view: fills the open fields of a request's view.
@@ -92,6 +111,7 @@ class WorkerConfig:
         log_format: text or json.
         overlap: read batches and send answers while the device computes; None for yes where
             the device is not a CPU.
+        remote: the keys of a worker on another machine; None for one on the broker's.
 
     """
 
@@ -104,6 +124,7 @@ class WorkerConfig:
     verbose: bool
     log_format: str = "text"
     overlap: bool | None = None
+    remote: RemoteConfig | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> WorkerConfig:
@@ -111,6 +132,8 @@ class WorkerConfig:
         values["replica"] = ReplicaConfig(**values["replica"])
         values["default_view"] = _view(values["default_view"])
         values["cores"] = tuple(values["cores"])
+        if values["remote"] is not None:
+            values["remote"] = RemoteConfig(**values["remote"])
         return cls(**values)
 
 
@@ -160,7 +183,9 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
         port=config.port,
         backend=addresses.backend,
         frontend=addresses.frontend,
-        door=_door(config),
+        door=_door(config.server_key, config.client_keys),
+        backend_port=config.backend_port,
+        backend_door=_door(config.server_key, config.worker_keys),
         supervisor=addresses.supervisor,
         num_worker=num_worker,
         limits=SchedulerLimits(
@@ -177,10 +202,10 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
     )
 
 
-def _door(config: ServerConfig) -> DoorConfig | None:
-    if config.server_key is None or config.client_keys is None:
+def _door(server_key: str | None, allowed: str | None) -> DoorConfig | None:
+    if server_key is None or allowed is None:
         return None
-    return DoorConfig(server_key=config.server_key, allowed=config.client_keys)
+    return DoorConfig(server_key=server_key, allowed=allowed)
 
 
 def worker_config(

@@ -106,6 +106,11 @@ class Roster:
         return iter(self._records)
 
     @property
+    def model(self) -> Mapping[str, Any]:
+        """The model that is served; empty before a worker has told it."""
+        return self._model
+
+    @property
     def num_ready(self) -> int:
         """How many workers can compute."""
         return sum(record.state == "ready" for record in self._records.values())

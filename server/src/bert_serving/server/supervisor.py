@@ -91,8 +91,10 @@ def _check_doors(config: ServerConfig) -> None:
         raise StartError(str(error)) from None
     except KeyFileError as error:
         raise StartError(f"-server_key: {error}") from None
-    if config.client_keys is not None and not Path(config.client_keys).is_dir():
-        raise StartError(f"-client_keys {config.client_keys} is no folder")
+    for name in ("client_keys", "worker_keys"):
+        folder = getattr(config, name)
+        if folder is not None and not Path(folder).is_dir():
+            raise StartError(f"-{name} {folder} is no folder")
     for warning in warnings:
         log.warning("%s", warning)
 
@@ -137,6 +139,7 @@ class Supervisor:
         )
         self._manager = ServiceManager()
         self._native = ""
+        self._backend: str | None = None
         self._legacy: list[str] = []
         self._cause: str | None = None
         self._terminators: list[bytes] = []
@@ -288,7 +291,11 @@ class Supervisor:
             log.info("the broker is back at %s", self._native)
             return
         self._native = header["address"]
-        broker.config = replace(broker.config, port=port_of(self._native))
+        self._backend = header["backend"]
+        backend_port = None if self._backend is None else port_of(self._backend)
+        broker.config = replace(
+            broker.config, port=port_of(self._native), backend_port=backend_port
+        )
         self._control.bind(control.port_address(port_of(self._native)))
 
     def _on_boot_failed(self, header: dict[str, Any]) -> None:
@@ -339,6 +346,8 @@ class Supervisor:
             return
         self._is_ready = True
         addresses: dict[str, Any] = {"native": self._native}
+        if self._backend is not None:
+            addresses["backend"] = self._backend
         if gateway is not None:
             addresses["legacy"] = self._legacy
         ready.announce({**addresses, "pid": os.getpid()}, self._config.ready_file)

@@ -27,11 +27,14 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 import zmq
 
+from bert_serving.client.errors import ServerUnreachable
+from bert_serving.client.keys import KeyFileError, connection_keys
 from bert_serving.client.sockets import received_messages
 
 from . import exit_codes, logs
@@ -42,7 +45,14 @@ from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
 from .processes import Parent, run_role
 from .roles import WorkerConfig
 from .tally import Tally
-from .worker_protocol import MAX_BATCH_ROWS, Batch, message, read_message, worker_route
+from .worker_protocol import (
+    MAX_BATCH_ROWS,
+    Batch,
+    message,
+    read_message,
+    remote_route,
+    worker_route,
+)
 
 log = logging.getLogger("bert_serving.worker")
 
@@ -71,7 +81,11 @@ def run(config: WorkerConfig) -> int:
     if config.replica.device == "cpu":
         os.nice(NICENESS)
     context: zmq.Context[Any] = zmq.Context()
-    backend = Backend(context, config.backend, worker_route(config.worker_id, os.getpid()))
+    try:
+        backend = _backend(config, context)
+    except KeyFileError as error:
+        log.error("%s", error)
+        return exit_codes.BOOT_FAILED
     try:
         replica = _load(config, backend)
         if replica is None:
@@ -80,9 +94,20 @@ def run(config: WorkerConfig) -> int:
         worker = kind(replica, config, backend)
         worker.announce()
         return worker.loop()
+    except ServerUnreachable as error:
+        log.error("%s", error)
+        return exit_codes.FAILED
     finally:
         backend.close()
         context.term()
+
+
+def _backend(config: WorkerConfig, context: zmq.Context[Any]) -> Backend:
+    remote, pid = config.remote, os.getpid()
+    if remote is None:
+        return Backend(context, config.backend, worker_route(config.worker_id, pid))
+    keys = connection_keys(remote.server_key, remote.worker_cert)
+    return Backend(context, config.backend, remote_route(config.worker_id, pid), keys)
 
 
 def _identity(config: WorkerConfig) -> dict[str, Any]:
@@ -146,6 +171,7 @@ class Worker:
         self._reader = BatchReader(replica, config.default_view)
         self._batches: deque[Batch] = deque()
         self._is_stopping = False
+        self._status = exit_codes.OK
         self._next_look = 0.0
         self._shared_until = 0.0
 
@@ -159,6 +185,7 @@ class Worker:
             max_batch_rows=min(self._config.max_batch_size or MAX_BATCH_ROWS, MAX_BATCH_ROWS),
             takes_express=not _overlaps(self._replica, self._config),
             model=self._replica.info.to_wire(),
+            default_view=self._config.default_view.to_wire(),
         )
         self._backend.send(ready)
 
@@ -168,7 +195,7 @@ class Worker:
         while parent.is_alive:
             self._wait()
             if self._is_stopping:
-                return exit_codes.OK
+                return self._status
             self._work()
         log.error("the supervisor is gone: stopping")
         return exit_codes.ORPHANED
@@ -177,6 +204,8 @@ class Worker:
         if self._batches or self._poller.poll(TURN_MS):
             self._meet_new_broker()
             self._receive()
+        else:
+            self._backend.check()
 
     def _meet_new_broker(self) -> None:
         if self._backend.has_new_broker():
@@ -188,10 +217,15 @@ class Worker:
         """Take in what has arrived; an express batch goes first."""
         for frames in received_messages(self._backend.socket, MAX_MESSAGES_A_TURN):
             kind, header, buffers = read_message([frame.buffer for frame in frames])
-            if kind == "stop":
+            if kind in ("stop", "refused"):
                 self._is_stopping = True
+                if kind == "refused":
+                    log.error("the server does not take this worker: %s", header["cause"])
+                    self._status = exit_codes.BOOT_FAILED
                 return
             batch = Batch.parse(header, buffers)
+            if self._config.remote is not None:  # the broker's clock is not this machine's
+                batch = replace(batch, sent_at=time.monotonic())
             if batch.is_express:
                 self._batches.appendleft(batch)
             else:
@@ -262,7 +296,10 @@ class OverlappingWorker(Worker):
             self._prepared.put(None)
 
     def _wait(self) -> None:
-        for ready, _ in self._poller.poll(TURN_MS):
+        arrived = self._poller.poll(TURN_MS)
+        if not arrived:
+            self._backend.check()
+        for ready, _ in arrived:
             if ready == self._news:
                 os.eventfd_read(self._news)
             else:

@@ -6,7 +6,7 @@ every request's frames in a row; its answers come back the same way. So the mess
 strangers are one of ours, and may have more frames than one of theirs.
 
     worker to broker      starting, ready, answers, boot_failed
-    broker to worker      batch, stop
+    broker to worker      batch, stop, refused (of another machine's)
     broker to supervisor  bound, worker_ready, ready, worker_stuck, worker_refused, boot_failed,
                           pong, report, drained
     supervisor to broker  ping, report, worker_lost, retire, settings, drain, stop
@@ -102,6 +102,11 @@ _FIELDS_OF_A_WORKER: dict[str, dict[str, Callable[[Header, str], object]]] = {
 def worker_route(worker_id: int, pid: int) -> bytes:
     """Return the ZeroMQ routing id of one life of a worker; its next life has another."""
     return b"worker-%d-%d" % (worker_id, pid)
+
+
+def remote_route(worker_id: int, pid: int) -> bytes:
+    """Return that of a worker on another machine, where another process may have this id."""
+    return b"remote-%d-%d" % (worker_id, pid)
 
 
 def broker_route(pid: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`bert-serving-keygen`: make the key pair of a server or a client, and say what goes where."""
+"""`bert-serving-keygen`: make a key pair of a server, client or worker; say what goes where."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bert_serving.server import exit_codes
 from bert_serving.server.certificates import CertificateError, Pair, pair_files, write_pair
 from bert_serving.server.version import __version__
 
-CLIENTS = "clients"
-"""The folder beside the server's keys that `-client_keys` is to name."""
+FOLDERS = {"client": "clients", "worker": "workers"}
+"""The folders beside the server's keys that `-client_keys` and `-worker_keys` are to name."""
 
 SERVER_ADVICE = """\
 {secret}  stays here, for the server alone
@@ -28,17 +28,27 @@ CLIENT_ADVICE = """\
 
 the client: BertClient(ip=…, server_key="server.key", client_cert="{secret_name}")"""
 
+WORKER_ADVICE = """\
+{secret}  goes to the worker's machine, for nobody else, and is then removed here
+{public}  stays in the server's -worker_keys folder: that lets the worker in
+
+the server: bert-serving-start -backend_port 5560 -worker_keys {workers} -server_key …
+the worker: bert-serving-worker -server tcp://…:5560 -server_key server.key \\
+                -worker_cert {secret_name} -model_dir …"""
+
+ADVICE = {"server": SERVER_ADVICE, "client": CLIENT_ADVICE, "worker": WORKER_ADVICE}
+
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of `bert-serving-keygen`."""
     parser = argparse.ArgumentParser(
         prog="bert-serving-keygen",
-        description="Make the key pair of a server, or of a client, for encrypted connections "
+        description="Make the key pair of a server, a client, or a worker on another machine "
         "(CURVE). A file that is there already is never replaced.",
         allow_abbrev=False,
     )
     parser.add_argument("-version", "--version", action="version", version=__version__)
-    parser.add_argument("kind", choices=("server", "client"), help="whose keys")
+    parser.add_argument("kind", choices=tuple(ADVICE), help="whose keys")
     parser.add_argument("name", nargs="?", help="a name for the files (default: the kind)")
     parser.add_argument(
         "-dir",
@@ -55,11 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write a key pair and say what to do with it; returns the exit status."""
     args = get_parser().parse_args(argv)
     name = args.name or args.kind
-    clients = args.dir / CLIENTS
+    folder = args.dir / FOLDERS.get(args.kind, "")
     try:
-        files = pair_files(name, args.dir, args.dir if args.kind == "server" else clients)
+        files = pair_files(name, args.dir, folder)
         write_pair(name, files)
-        clients.mkdir(mode=0o700, exist_ok=True)  # empty, it lets nobody in
+        (args.dir / FOLDERS["client"]).mkdir(mode=0o700, exist_ok=True)  # empty: lets nobody in
     except (CertificateError, OSError) as error:
         print(error, file=sys.stderr)
         return exit_codes.FAILED
@@ -68,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _advice(kind: str, files: Pair, folder: Path) -> str:
-    text = SERVER_ADVICE if kind == "server" else CLIENT_ADVICE
-    return text.format(
+    return ADVICE[kind].format(
         secret=files.secret,
         secret_name=files.secret.name,
         public=files.public,
         folder=folder,
-        clients=folder / CLIENTS,
+        clients=folder / FOLDERS["client"],
+        workers=folder / FOLDERS["worker"],
     )
 
 

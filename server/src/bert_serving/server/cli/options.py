@@ -59,12 +59,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-config", "--config", metavar="FILE", help="read settings from a TOML file"
     )
-    groups: dict[str, Any] = {}
-    for entry in option_fields():
-        title = entry.metadata["group"]
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        _add_option(group, entry)
-    network = groups["network"]
+    network = add_options(parser)["network"]
     network.add_argument(
         *("-port_out", "--port-out", "-port_result", "--port-result"),
         dest="port_out",
@@ -72,6 +67,19 @@ def get_args_parser() -> argparse.ArgumentParser:
         help=argparse.SUPPRESS,
     )
     return parser
+
+
+def add_options(
+    parser: argparse.ArgumentParser, titles: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Give a parser the options of these groups, by default all; returns the groups by title."""
+    groups: dict[str, Any] = {}
+    for entry in option_fields():
+        title = entry.metadata["group"]
+        if titles is None or title in titles:
+            group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+            _add_option(group, entry)
+    return groups
 
 
 def parse_args(

@@ -352,7 +352,7 @@ def test_what_cannot_be_encoded_raises_in_the_client_with_the_reason(
         "[" * 100_000: "this is no JSON",
         "[]": "got an empty list",
         '"text"': "got JSON of type str",
-        '{"a": 1}': "got JSON of type dict",
+        '{"a": 1}': "got a JSON object",
         "null": "got JSON of type NoneType",
         "[1]": "row 0 is of type int",
         '["a", ["b"]]': "row 1 is of type list: expected a text; like row 0",

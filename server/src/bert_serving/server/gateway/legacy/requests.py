@@ -98,12 +98,18 @@ def _unpacked(body: bytes) -> Any:
         )
     try:
         return json.loads(body, object_pairs_hook=_refuse_object)
+    except _ObjectFound:
+        raise ValueError("got a JSON object (in braces), expected a list of texts") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"this is no JSON ({error}): expected a list of texts") from None
 
 
+class _ObjectFound(Exception):
+    """There is an object somewhere: reading on would take memory for nothing."""
+
+
 def _refuse_object(_: object) -> None:
-    raise ValueError("an object in braces")
+    raise _ObjectFound
 
 
 def _text_row(value: Any, number: int) -> Row:

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import exit_codes, logs, supervisor
+from . import exit_codes, logs, preflight, supervisor
 from .config import ServerConfig
 
 WATCH_S = 0.5
@@ -31,7 +31,7 @@ def main() -> int:
     threading.Thread(target=_end_after, args=(owner,), name="owner", daemon=True).start()
     try:
         return supervisor.serve(config)
-    except supervisor.CAUSES as error:
+    except preflight.CAUSES as error:
         cause_file.write_text(str(error), "utf-8")
         return exit_codes.BOOT_FAILED
 

@@ -15,22 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import zmq
 
-from bert_serving.client.keys import KeyFileError, read_secret
-
-from . import control, descriptors, exit_codes, logs, ready
+from . import control, descriptors, exit_codes, logs, preflight, ready
 from .administration import Administration
 from .broker_link import BrokerLink
 from .children import Children, restart_later
-from .config import ServerConfig, option_fields
-from .devices import PlacementError, place_workers
-from .exposure import ExposureError, check_exposure
+from .config import ServerConfig
+from .devices import place_workers
 from .layout_calibration import with_num_worker
+from .preflight import StartError
 from .processes import Child
 from .roles import WorkerConfig, broker_config, legacy_config, port_of, worker_config
 from .scheduling.restarts import RestartPolicy
@@ -47,19 +44,12 @@ CAUSE_TIMEOUT_S = 2.0  # how long a child's last message may take
 BROKER_MAX_DELAY_S = 5.0  # between two lives of the broker: nobody is served meanwhile
 
 
-class StartError(Exception):
-    """The server cannot start; the message is one line that names the cause."""
-
-
-CAUSES = (StartError, PlacementError, control.ControlError, ready.ReadyFileError)
-
-
 def run(config: ServerConfig) -> int:
     """Live the server's life; returns the exit status, and logs what kept it from starting."""
     logs.set_up("server", verbose=config.verbose, log_format=config.log_format)
     try:
         return serve(config)
-    except CAUSES as error:
+    except preflight.CAUSES as error:
         log.error("%s", error)
         return exit_codes.BOOT_FAILED
 
@@ -73,37 +63,12 @@ def serve(config: ServerConfig) -> int:
 
     """
     descriptors.raise_limit()
-    _warn_of_ignored(config)
+    preflight.check(config)
     ready.remove_stale(config.ready_file)
     config = with_num_worker(config)
     with Supervisor(config) as supervisor, _signals(supervisor):
         supervisor.start()
         return supervisor.watch()
-
-
-def _check_doors(config: ServerConfig) -> None:
-    """Refuse to open what nobody has said may be open, and say loudly what will be."""
-    try:
-        warnings = check_exposure(config)
-        if config.server_key is not None:
-            read_secret(config.server_key)  # the broker's to use; what is wrong is said here
-    except ExposureError as error:
-        raise StartError(str(error)) from None
-    except KeyFileError as error:
-        raise StartError(f"-server_key: {error}") from None
-    for name in ("client_keys", "worker_keys"):
-        folder = getattr(config, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise StartError(f"-{name} {folder} is no folder")
-    for warning in warnings:
-        log.warning("%s", warning)
-
-
-def _warn_of_ignored(config: ServerConfig) -> None:
-    for entry in option_fields():
-        why = entry.metadata["ignored"]
-        if why is not None and getattr(config, entry.name) != entry.default:
-            log.warning("-%s does nothing: %s", entry.name, why)
 
 
 @contextmanager
@@ -178,15 +143,8 @@ class Supervisor:
 
         Raises:
             StartError: the port is taken.
-            PlacementError: the devices asked for are not there.
 
         """
-        if self._config.legacy_port_out is not None and self._config.legacy_port is None:
-            raise StartError(
-                f"-legacy_port_out {self._config.legacy_port_out} is one of the two ports of "
-                "bert-as-service: give -legacy_port as well, or neither"
-            )
-        _check_doors(self._config)
         placements = place_workers(self._config)
         self._control.bind(self._addresses.supervisor)
         self._start_broker(len(placements))

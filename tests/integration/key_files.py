@@ -22,6 +22,11 @@ class KeyFiles:
         return ("-server_key", str(secret), "-client_keys", str(clients))
 
     @property
+    def admin_options(self) -> tuple[str, ...]:
+        """What stands there beside them for a server with administrators."""
+        return ("-admin_keys", str(self.folder / "admins"))
+
+    @property
     def server_key(self) -> str:
         """The file with the server's public key."""
         return str(self.folder / "server.key")
@@ -29,6 +34,16 @@ class KeyFiles:
     def public(self, name: str) -> Path:
         """The file that lets a client in."""
         return self.folder / "clients" / f"{name}.key"
+
+    def admin(self, name: str) -> Path:
+        """The file that makes one an administrator."""
+        return self.folder / "admins" / f"{name}.key"
+
+    def add_admin(self, name: str) -> dict[str, Any]:
+        """Make an administrator's keys; returns what they are to be told."""
+        files = pair_files(name, self.folder, self.folder / "admins")
+        write_pair(name, files)
+        return {"server_key": self.server_key, "client_cert": str(files.secret)}
 
     def add(self, name: str, *, is_allowed: bool = True) -> dict[str, Any]:
         """Make a client's keys; returns what it is to be told."""
@@ -47,5 +62,6 @@ class KeyFiles:
 def new_keys(folder: Path) -> KeyFiles:
     """Return the keys of a server that lets nobody in yet."""
     write_pair("server", pair_files("server", folder, folder))
-    (folder / "clients").mkdir()
+    for name in ("clients", "admins"):
+        (folder / name).mkdir()
     return KeyFiles(folder)

@@ -223,6 +223,14 @@ def test_a_status_comes_without_the_broker_that_does_not_answer(start_server: St
     assert answers(server)
 
 
+def test_a_server_can_be_ended_by_the_same_command(start_server: Starter) -> None:
+    server = start_server()
+    ended = admin(server, "terminate")
+    assert (ended.returncode, ended.stderr) == (exit_codes.OK, "")
+    assert ended.stdout == f"the server with port {server.port} has ended\n"
+    assert server.wait(5 * SECOND) == exit_codes.OK
+
+
 @pytest.mark.parametrize(
     "args", [("scale", "0"), ("scale", "many"), ("scale",), (), ("reload", "-timeout", "0")]
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_serving.client.admin_messages import Admin, AdminAnswer
 from bert_serving.client.group_messages import BroadcastPart, Membership
 from bert_serving.client.messages import (
     Cancel,
@@ -79,6 +80,10 @@ REQUESTS: dict[str, Any] = {
     "cancel": Cancel(ids=[1, 300]),
     "status": StatusRequest(id=5),
     "membership": Membership(id=6, groups=["readers", "żółw"]),
+    "admin_scale": Admin(id=9, command="scale", num_worker=4),
+    "admin_reload": Admin(id=9, command="reload", model_dir="/models/bert"),
+    "admin_status": Admin(id=10, command="status"),
+    "admin_terminate": Admin(id=11, command="terminate"),
 }
 
 ANSWERS: dict[str, Any] = {
@@ -148,4 +153,9 @@ ANSWERS: dict[str, Any] = {
             n_tokens=[3, 4],
         ),
     ),
+    "admin_accepted": AdminAnswer(id=9, answer="accepted", steps=4),
+    "admin_changed": AdminAnswer(id=9, answer="changed"),
+    "admin_refused": AdminAnswer(id=9, answer="refused", cause="another change is under way"),
+    "admin_status": AdminAnswer(id=10, answer="status", status={"pid": 7, "change": None}),
+    "admin_terminating": AdminAnswer(id=11, answer="terminating", pid=7),
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bert_serving.client import protocol, view
+from bert_serving.client.admin_messages import MAX_PATH_CHARS, MAX_WORKERS, Admin, AdminAnswer
 from bert_serving.client.frames import VERSION_FRAME
 from bert_serving.client.group_messages import MAX_GROUPS, BroadcastPart, Membership
 from bert_serving.client.messages import (
@@ -44,6 +45,16 @@ group_parts = st.builds(
 )
 memberships = st.builds(
     Membership, id=ids, groups=st.lists(full_names, max_size=4) | st.just(["a"] * MAX_GROUPS)
+)
+commands = st.one_of(
+    st.builds(Admin, id=ids, command=st.sampled_from(["status", "terminate"])),
+    st.builds(Admin, id=ids, command=st.just("scale"), num_worker=st.integers(1, MAX_WORKERS)),
+    st.builds(
+        Admin,
+        id=ids,
+        command=st.just("reload"),
+        model_dir=st.none() | st.text(min_size=1, max_size=20) | st.just("d" * MAX_PATH_CHARS),
+    ),
 )
 token_lists = st.lists(texts, max_size=4)
 milliseconds = st.floats(0, 1e9)
@@ -121,11 +132,20 @@ def view_arrays(draw: st.DrawFn, n_tokens: list[int]) -> ViewArray:
     return ViewArray(values, None if is_pooled else list(accumulate(n_tokens, initial=0)))
 
 
+command_answers = st.one_of(
+    st.builds(AdminAnswer, id=ids, answer=st.sampled_from(["changed", "terminated"])),
+    st.builds(AdminAnswer, id=ids, answer=st.just("status"), status=maps),
+    st.builds(AdminAnswer, id=ids, answer=st.sampled_from(["refused", "failed"]), cause=st.text()),
+    st.builds(AdminAnswer, id=ids, answer=st.just("accepted"), steps=ids),
+    st.builds(AdminAnswer, id=ids, answer=st.just("terminating"), pid=ids),
+)
+
 requests = st.one_of(
     st.builds(Hello, client=names),
     st.builds(Cancel, ids=st.lists(ids, max_size=5)),
     st.builds(StatusRequest, id=ids),
     memberships,
+    commands,
     encodes(),
 )
 
@@ -154,6 +174,7 @@ answers = st.one_of(
     ),
     st.builds(Status, id=ids, status=maps),
     memberships,
+    command_answers,
     st.builds(BroadcastPart, group=group_parts, connection=names, result=results()),
 )
 

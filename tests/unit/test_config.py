@@ -48,6 +48,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "port": (["0"], 0),
     "server_key": (["/k/server.key_secret"], "/k/server.key_secret"),
     "client_keys": (["/k/clients"], "/k/clients"),
+    "admin_keys": (["/k/admins"], "/k/admins"),
     "worker_keys": (["/k/workers"], "/k/workers"),
     "backend_port": (["0"], 0),
     "ready_file": (["/tmp/ready"], "/tmp/ready"),

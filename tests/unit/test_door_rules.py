@@ -79,6 +79,15 @@ def test_workers_with_keys_do_not_open_the_native_port() -> None:
         check_exposure(ServerConfig(host=OUTSIDE, **workers))
 
 
+def test_administrators_come_in_only_where_clients_show_their_keys() -> None:
+    assert check_exposure(ServerConfig(host=OUTSIDE, admin_keys="/a", **KEYS)) == []
+    with pytest.raises(ExposureError, match="-admin_keys needs -server_key"):
+        check_exposure(ServerConfig(admin_keys="/a"))
+    workers = {"backend_port": 5560, "worker_keys": "/w", "server_key": "/k"}
+    with pytest.raises(ExposureError, match="-admin_keys needs -client_keys"):
+        check_exposure(ServerConfig(admin_keys="/a", **workers))
+
+
 MODEL = {"name": "a", "num_layers": 6, "hidden_size": 384, "device": "cpu", "dtype": "float32"}
 VIEW = ServerConfig().default_view
 
@@ -98,7 +107,7 @@ def test_clients_are_not_told_where_the_keys_are() -> None:
     assert told["encrypted"]
     assert not any("/k/" in str(value) for value in told.values())
     missing = {entry.name for entry in option_fields()} - told.keys()
-    assert missing == {*KEYS, "worker_keys"}
+    assert missing == {*KEYS, "worker_keys", "admin_keys"}
     assert not public_settings(ServerConfig())["encrypted"]
 
 

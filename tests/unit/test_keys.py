@@ -165,6 +165,15 @@ def test_keygen_writes_a_set_and_says_what_is_next(
     assert found == {"server.key", "server.key_secret", "alice.key_secret", "clients/alice.key"}
 
 
+def test_keygen_says_where_an_administrators_key_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert keygen.main(["-dir", str(tmp_path), "admin", "root"]) == 0
+    assert f"-admin_keys {tmp_path}/admins" in capsys.readouterr().out
+    assert read_certificate(tmp_path / "admins" / "root.key").secret is None
+    assert not list((tmp_path / "clients").iterdir())
+
+
 def test_keygen_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["-dir", str(tmp_path), "server"]
     assert keygen.main(command) == 0

@@ -12,6 +12,7 @@ import pytest
 from example_messages import ANSWERS, REQUESTS
 
 from bert_serving.client import fields, frames, protocol, rows, view
+from bert_serving.client.admin_messages import COMMANDS, MAX_PATH_CHARS, MAX_WORKERS
 from bert_serving.client.errors import SERVER_ERRORS
 from bert_serving.client.view import View
 
@@ -63,9 +64,12 @@ def test_the_example_has_the_bytes_that_the_code_sends(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("heading", "messages"),
-    [(f"### {kind}", REQUESTS) for kind in ("hello", "encode", "cancel", "status", "membership")]
+    [
+        (f"### {kind}", REQUESTS)
+        for kind in ("hello", "encode", "cancel", "status", "membership", "admin")
+    ]
     + [(f"### {kind}", ANSWERS) for kind in ("welcome", "result", "error", "broadcast")]
-    + [(f"### {kind} (the answer)", ANSWERS) for kind in ("status", "membership")],
+    + [(f"### {kind} (the answer)", ANSWERS) for kind in ("status", "membership", "admin")],
 )
 def test_the_table_of_a_message_has_its_fields_and_no_others(
     heading: str, messages: dict[str, Any]
@@ -95,6 +99,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         "rows a request": protocol.MAX_ROWS,
         "views a request": protocol.MAX_VIEWS,
         "groups a membership": protocol.MAX_GROUPS,
+        "workers a `scale`": MAX_WORKERS,
+        "characters of a `model_dir`": MAX_PATH_CHARS,
         "ints in a list": fields.MAX_LIST,
         "characters of a name": protocol.MAX_NAME_CHARS,
         "characters of an error's message": protocol.MAX_MESSAGE_CHARS,
@@ -105,6 +111,11 @@ def test_the_limits_are_those_of_the_code() -> None:
     }
     for limit in (protocol.MAX_ROWS, rows.MAX_ROWS_BYTES, view.MAX_DIMS):
         assert f"1 to {limit:,}" in TEXT
+
+
+def test_the_commands_are_those_of_the_code() -> None:
+    meanings = {code(cells[0]): cells[2] for cells in table(section("### admin"))}
+    assert re.findall(r"`(\w+)`", meanings["command"]) == list(COMMANDS)
 
 
 def test_the_errors_are_those_of_the_code() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .admin_messages import AdminAnswer
 from .agenda import Agenda, Request
 from .agreement import mismatch, smallest
 from .assembly import Embeddings
@@ -180,7 +181,7 @@ class Fleet:
             self._receive_welcome(session, answer, now)
         elif isinstance(answer, BroadcastPart):
             session.broadcasts.add(answer)
-        else:
+        elif not isinstance(answer, AdminAnswer):  # which only bert-serving-admin asks for
             session.take_asked(answer)
 
     def advance(self, now: float) -> None:

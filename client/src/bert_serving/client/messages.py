@@ -2,7 +2,7 @@
 
 Client to broker: `Hello`, `Encode`, `Cancel`, `StatusRequest`.
 Broker to client: `Welcome`, `Result`, `ErrorAnswer`, `Status`.
-Those of groups are in `group_messages`.
+Those of groups are in `group_messages`, those of administration in `admin_messages`.
 `protocol` reads what the peer sent back into them. Those that are made for every request
 are not frozen: a frozen dataclass takes three times as long to make.
 """

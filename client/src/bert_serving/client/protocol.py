@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from . import fields
+from .admin_messages import Admin, AdminAnswer
 from .errors import MalformedMessage
 from .frames import Buffer, Header, decode_array, decode_header, decode_message, unpack
 from .group_messages import MAX_GROUPS, BroadcastPart, Membership
@@ -43,8 +44,10 @@ from .messages import (
 from .rows import MAX_ROWS_BYTES
 from .view import DEFAULT_VIEW, View
 
-Request: TypeAlias = Hello | EncodeEnvelope | Cancel | StatusRequest | Membership
-Answer: TypeAlias = Welcome | Result | ErrorAnswer | Status | Membership | BroadcastPart
+Request: TypeAlias = Hello | EncodeEnvelope | Cancel | StatusRequest | Membership | Admin
+Answer: TypeAlias = (
+    Welcome | Result | ErrorAnswer | Status | Membership | BroadcastPart | AdminAnswer
+)
 
 
 def parse_request(frames: Sequence[Buffer]) -> Request:
@@ -71,9 +74,9 @@ def parse_request(frames: Sequence[Buffer]) -> Request:
         return Cancel(ids)
     if kind == "status":
         return StatusRequest(id=fields.integer(header, "id", 0, MAX_ID))
-    if kind == "membership":
+    if kind in ("membership", "admin"):
         try:
-            return _parse_membership(header)
+            return Admin.parse(header) if kind == "admin" else _parse_membership(header)
         except MalformedMessage as error:
             error.request_id = _readable_id(header)
             raise
@@ -181,6 +184,8 @@ def parse_answer(frames: Sequence[Buffer]) -> Answer:
         )
     if kind == "membership":
         return _parse_membership(header)
+    if kind == "admin":
+        return AdminAnswer.parse(header)
     raise _unknown_type(kind)
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from bert_serving.client import fields as read
+from bert_serving.client.admin_messages import MAX_PATH_CHARS, MAX_WORKERS
 from bert_serving.client.errors import ProtocolError
 from bert_serving.client.frames import Header
 
@@ -30,8 +31,6 @@ from .workforce import Workforce
 
 log = logging.getLogger("bert_serving.supervisor")
 
-MAX_WORKERS = 1_024
-MAX_TEXT_CHARS = 4_096
 REPORT_TIMEOUT_S = 2.0  # the broker's part of a status is left out when it does not come
 
 Answer: TypeAlias = Callable[..., None]
@@ -116,7 +115,7 @@ class Administration:
     def _on_reload(self, header: Header, answer: Answer) -> None:
         model_dir = self.config.model_dir
         if header.get("model_dir") is not None:
-            model_dir = read.name(header, "model_dir", MAX_TEXT_CHARS)
+            model_dir = read.name(header, "model_dir", MAX_PATH_CHARS)
         config = replace(self.config, model_dir=model_dir)
         old = self._configs
         new = {n: with_model(worker, model_dir) for n, worker in old.items()}

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from . import exit_codes
+from .admin_client import Server
 from .cli.options import to_config
 from .config import ServerConfig
 from .termination import check_local, terminate
@@ -138,7 +139,7 @@ class BertServer:
         ip = getattr(args, "ip", ip)
         port, timeout = getattr(args, "port", port), getattr(args, "timeout", timeout)
         check_local(ip)
-        terminate(port, timeout / 1000)
+        terminate(Server(port), timeout / 1000)
 
     def __enter__(self) -> BertServer:
         self.start()

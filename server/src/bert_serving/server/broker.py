@@ -20,8 +20,9 @@ from typing import Any
 
 import zmq
 
+from bert_serving.client.admin_messages import Admin
 from bert_serving.client.errors import ProtocolError, VersionMismatch
-from bert_serving.client.frames import VERSION_FRAME, Buffer, decode_header
+from bert_serving.client.frames import VERSION_FRAME
 from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
     Cancel,
@@ -36,8 +37,9 @@ from bert_serving.client.sockets import received_messages, send_frames
 from . import exit_codes, logs
 from .broker_sockets import FLUSH_MS, BrokerSockets, CannotListen
 from .descriptors import Gate
-from .groups import Groups
+from .groups import Groups, is_result
 from .processes import Parent, run_role
+from .remote_administration import RemoteAdministration
 from .remote_workers import check_route, difference
 from .roles import BrokerConfig
 from .roster import Roster
@@ -87,6 +89,7 @@ class Broker:
         self._frontend, self._backend = self._sockets.frontend, self._sockets.backend
         self._supervisor = context.socket(zmq.DEALER)
         self._parent = Parent()
+        self._remote = RemoteAdministration(self._sockets, self._tell_supervisor, self._answer)
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
         self._key = os.urandom(16)
@@ -133,6 +136,7 @@ class Broker:
         for route in list(self._roster):
             self._send(self._backend, [route, *message("stop")])
         self._tell_supervisor("drained")
+        self._remote.close()
         self._sockets.close()
         self._supervisor.close()
 
@@ -153,9 +157,8 @@ class Broker:
         for route in self._sockets.door.gone() if self._sockets.door is not None else ():
             self._lose(route)
             self._handle(events.ClientLost(route))
-        for route in (
-            self._sockets.backend_door.gone() if self._sockets.backend_door is not None else ()
-        ):
+        backend_door = self._sockets.backend_door
+        for route in backend_door.gone() if backend_door is not None else ():
             if route in self._roster:
                 log.warning("%s is gone: others compute what it had", route.decode())
             self._lose_worker(route)
@@ -200,6 +203,8 @@ class Broker:
             self._on_hello(route, request)
         elif isinstance(request, Membership):
             self._on_membership(route, request)
+        elif isinstance(request, Admin):
+            self._remote.on_admin(frames[0], request)
         else:
             self._answer(route, Status(request.id, self._status()).to_frames())
 
@@ -247,6 +252,7 @@ class Broker:
         """Forget a client that is gone, or is to be."""
         self._clients.pop(route, None)
         self._groups.remove(route)
+        self._remote.forget(route)
 
     def _send(self, router: zmq.Socket[Any], frames: Sequence[Any]) -> bool:
         try:
@@ -259,9 +265,8 @@ class Broker:
     # workers
 
     def _on_worker(self, frames: list[Any]) -> None:
-        if self._sockets.backend_door is not None and not self._sockets.backend_door.lets_in(
-            frames[0]
-        ):
+        door = self._sockets.backend_door
+        if door is not None and not door.lets_in(frames[0]):
             return
         route = frames[0].bytes
         try:
@@ -269,7 +274,7 @@ class Broker:
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
             elif kind in ("starting", "ready"):
-                check_route(self._sockets.backend_door, route, header)
+                check_route(door, route, header)
                 if kind == "starting":
                     self._roster.add(route, header)
                 else:
@@ -353,6 +358,8 @@ class Broker:
             self._tell_supervisor("pong")
         elif kind == "report":
             self._tell_supervisor("report", report=self._status())
+        elif kind == "admin_answer":
+            self._remote.on_answer(header)
         elif kind == "drain":
             self._handle(events.DrainStarted())
         elif kind == "stop":
@@ -389,7 +396,7 @@ class Broker:
     def _broadcast(self, delivered: events.Deliver) -> None:
         """Send the other members of a group their copies; an error is the sender's alone."""
         members = self._groups.others(delivered.group.name, delivered.client)
-        if not members or not _is_result(delivered.answer[0].buffer):
+        if not members or not is_result(delivered.answer[0].buffer):
             return
         connection = self._name_of(delivered.client)
         frames = broadcast_frames(delivered.group, connection, delivered.answer)
@@ -419,13 +426,6 @@ def _described(error: ProtocolError, frames: Sequence[Any]) -> str:
     sizes = ", ".join(str(len(frame)) for frame in frames[1:9])
     more = " and more" if len(frames) > 9 else ""
     return f"{type(error).__name__}, in frames of {sizes or 'no'} bytes{more}"
-
-
-def _is_result(header: Buffer) -> bool:
-    try:
-        return decode_header(header).get("type") == "result"
-    except ProtocolError:  # the sender will find out; the members need not
-        return False
 
 
 if __name__ == "__main__":

@@ -57,6 +57,17 @@ class BrokerLink:
         else:
             self._kept.append((kind, fields))
 
+    def answer(self, asked: int, kind: str, **told: Any) -> None:
+        """Have the broker send on the answer to a command that came by it.
+
+        Args:
+            asked: the broker's number for the command.
+            kind: of the answer.
+            told: its fields.
+
+        """
+        self.tell("admin_answer", asked=asked, answer=kind, fields=told)
+
     def ping(self, now: float) -> None:
         """Ask the broker for a sign of life, if it is time to."""
         if self.is_bound and now >= self._next_ping:

@@ -311,6 +311,14 @@ class ServerConfig:
         metavar="DIR",
         private=True,
     )
+    admin_keys: str | None = option(
+        None,
+        "keys",
+        "folder with the public keys of administrators: they may come in as well, and ask what "
+        "bert-serving-admin can",
+        metavar="DIR",
+        private=True,
+    )
     allow_insecure: bool = option(
         False,
         "keys",

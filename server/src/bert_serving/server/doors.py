@@ -32,6 +32,7 @@ log = logging.getLogger("bert_serving.doors")
 REFRESH_S = 1.0  # how soon a key that was added or removed is noticed
 HANDSHAKE_MS = 10_000  # a peer that says nothing for so long is disconnected
 MAX_QUESTIONS_A_TURN = 64
+ADMINISTRATORS = "administrators"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Doors:
         socket.zap_domain = domain.encode()
         socket.handshake_ivl = HANDSHAKE_MS
         monitor = monitored(self._context, socket, domain)
-        self._doors[domain] = door = Door(domain, Path(config.allowed), monitor)
+        self._doors[domain] = door = Door(domain, config, monitor)
         return door
 
     def receivers(self) -> dict[Any, Callable[[], None]]:
@@ -106,16 +107,18 @@ class Door:
 
     Args:
         domain: its name.
-        folder: of the keys.
+        config: where the keys are.
         monitor: where the socket's monitor reports to.
 
     """
 
-    def __init__(self, domain: str, folder: Path, monitor: zmq.Socket[Any]) -> None:
+    def __init__(self, domain: str, config: DoorConfig, monitor: zmq.Socket[Any]) -> None:
         self.monitor = monitor
         self._domain = domain
-        self._folder = folder
-        self._keyring = Keyring(folder)
+        self._keyrings = {domain: Keyring(Path(config.allowed))}
+        if config.administrators is not None:
+            self._keyrings[ADMINISTRATORS] = Keyring(Path(config.administrators))
+        self._names: dict[str, str] = {}  # of all keys that may come in
         self._handshakes = Handshakes(address_of)
         self._refusals = Refusals()
         self._guests: dict[int, _Guest] = {}  # by file descriptor: as many as there are
@@ -125,9 +128,10 @@ class Door:
 
     def admits(self, request: zap.ZapRequest) -> bool:
         """Whether a peer may come in; one that may not gets a line in the log."""
-        name = self._keyring.names.get(request.key or "")
+        name = self._names.get(request.key or "")
         if name is None:
-            why = f"its key {request.key} is not in {self._folder}"
+            folders = " or ".join(str(keyring.folder) for keyring in self._keyrings.values())
+            why = f"its key {request.key} is not in {folders}"
             self._refuse(request.address, "unknown key", why)
         else:
             log.debug("%s of %s has come in from %s", name, self._domain, request.address)
@@ -144,12 +148,24 @@ class Door:
         descriptor, route = int(frame.get(zmq.SRCFD)), frame.bytes
         guest = self._guests.get(descriptor)
         if guest is None or guest.route != route or guest.key != key:
-            name = self._keyring.names.get(key, "a key that was removed")
+            name = self._names.get(key, "a key that was removed")
             guest = self._guests[descriptor] = _Guest(route, key, name, peer_of(descriptor))
-        if key in self._keyring.names:
+        if key in self._names:
             return True
         self._shut_out(descriptor, guest)
         return False
+
+    def is_administrator(self, frame: zmq.Frame) -> bool:
+        """Whether a message may change the server, by its first frame.
+
+        The key is the connection's own, not that of its route, which a client chooses.
+        """
+        keyring = self._keyrings.get(ADMINISTRATORS)
+        return keyring is not None and _key_of(frame) in keyring.names
+
+    def name_of(self, frame: zmq.Frame) -> str:
+        """Return for the log whose key a message has come with, by its first frame."""
+        return self._names.get(_key_of(frame) or "", "a process of this user")
 
     def watch(self) -> None:
         """Take in what the monitor reports."""
@@ -177,7 +193,7 @@ class Door:
         """End the connections whose keys were removed; return the routes of all that have ended."""
         if time.monotonic() >= self._next_refresh and self._refresh():
             for descriptor, guest in list(self._guests.items()):
-                if guest.key not in self._keyring.names:
+                if guest.key not in self._names:
                     self._shut_out(descriptor, guest)
                     self._left.append(guest.route)
         left, self._left = self._left, []
@@ -190,15 +206,15 @@ class Door:
 
     def _refresh(self) -> bool:
         self._next_refresh = time.monotonic() + REFRESH_S
-        problems = self._keyring.refresh()
-        if problems is None:
-            return False
-        for problem in problems:
-            log.warning("%s", problem)
-        number = len(self._keyring.names)
-        level = logging.INFO if number else logging.WARNING
-        log.log(level, "%d keys in %s let %s in", number, self._folder, self._domain)
-        return True
+        problems = {whose: keyring.refresh() for whose, keyring in self._keyrings.items()}
+        changed = {whose: found for whose, found in problems.items() if found is not None}
+        for whose, found in changed.items():
+            _log_keys(whose, self._keyrings[whose], found)
+        if changed:
+            self._names = {}
+            for keyring in self._keyrings.values():
+                self._names.update(keyring.names)
+        return bool(changed)
 
     def _shut_out(self, descriptor: int, guest: _Guest) -> None:
         hang_up(descriptor, guest.peer)
@@ -212,6 +228,14 @@ class Door:
         line = self._refusals.line(address, kind, why, time.monotonic())
         if line is not None:
             log.warning("%s", line)
+
+
+def _log_keys(whose: str, keyring: Keyring, problems: list[str]) -> None:
+    for problem in problems:
+        log.warning("%s", problem)
+    number = len(keyring.names)
+    level = logging.INFO if number else logging.WARNING
+    log.log(level, "%d keys in %s let %s in", number, keyring.folder, whose)
 
 
 def _key_of(frame: zmq.Frame) -> str | None:

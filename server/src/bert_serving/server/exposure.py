@@ -64,7 +64,7 @@ def _check_keys(config: ServerConfig) -> None:
             "may come in by it, go together: bert-serving-keygen worker makes them"
         )
     if config.server_key is None:
-        for name in ("client_keys", "worker_keys"):
+        for name in ("client_keys", "worker_keys", "admin_keys"):
             if getattr(config, name) is not None:
                 raise ExposureError(
                     f"-{name} needs -server_key, the file with the server's own secret key: "
@@ -74,4 +74,8 @@ def _check_keys(config: ServerConfig) -> None:
         raise ExposureError(
             "-server_key needs -client_keys, the folder with the public keys of those who may "
             "come in: bert-serving-keygen client makes them"
+        )
+    elif config.admin_keys is not None and config.client_keys is None:
+        raise ExposureError(
+            "-admin_keys needs -client_keys: without that, nobody shows a key at the native port"
         )

@@ -1,12 +1,15 @@
 """Broadcast groups: which clients get a copy of what is sent to a group.
 
 Anybody may join, and anybody may send. Both counts are bounded, as members are strangers.
-It must not know what a frame or a socket is.
+It must not know what a socket is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+
+from bert_serving.client.errors import ProtocolError
+from bert_serving.client.frames import Buffer, decode_header
 
 MAX_GROUPS = 1_000
 MAX_MEMBERS = 1_000  # of one group
@@ -69,3 +72,11 @@ class Groups:
             del members[route]
             if not members:
                 del self._members[name]
+
+
+def is_result(header: Buffer) -> bool:
+    """Whether an answer, by its header, is one that members get a copy of."""
+    try:
+        return decode_header(header).get("type") == "result"
+    except ProtocolError:  # the sender will find out; the members need not
+        return False

@@ -27,13 +27,14 @@ class Keyring:
         folder: its `*.key` files are certificates with a public key.
 
     Attributes:
+        folder: as given.
         names: the name of each key that is allowed, by its 40 characters.
 
     """
 
     def __init__(self, folder: Path) -> None:
         self.names: Mapping[str, str] = {}
-        self._folder = folder
+        self.folder = folder
         self._signature: Signature | None = None
         self._complaint: str | None = None
 
@@ -45,17 +46,17 @@ class Keyring:
 
         """
         try:
-            signature = _signature(self._folder)
+            signature = _signature(self.folder)
         except OSError as error:
             return self._on_unreadable(error)
         if signature == self._signature:
             return None
         self._signature, self._complaint = signature, None
-        self.names, problems = _read(self._folder, signature)
+        self.names, problems = _read(self.folder, signature)
         return problems
 
     def _on_unreadable(self, error: OSError) -> list[str] | None:
-        complaint = f"{self._folder} cannot be read ({error.strerror})"
+        complaint = f"{self.folder} cannot be read ({error.strerror})"
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             self.names, self._signature = {}, None
             complaint += ": nobody is let in"

@@ -14,7 +14,7 @@ from .exposure import ExposureError, check_exposure
 
 log = logging.getLogger("bert_serving.supervisor")
 
-_KEY_FOLDERS = ("client_keys", "worker_keys")
+_KEY_FOLDERS = ("client_keys", "worker_keys", "admin_keys")
 
 
 class StartError(Exception):

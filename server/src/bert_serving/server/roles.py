@@ -24,11 +24,13 @@ class DoorConfig:
     Attributes:
         server_key: the file with the server's secret key; only its path travels.
         allowed: the folder with the public keys that may come in.
+        administrators: the folder with those that may come in and change the server, if any may.
 
     """
 
     server_key: str
     allowed: str
+    administrators: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,7 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
         port=config.port,
         backend=addresses.backend,
         frontend=addresses.frontend,
-        door=_door(config.server_key, config.client_keys),
+        door=_door(config.server_key, config.client_keys, config.admin_keys),
         backend_port=config.backend_port,
         backend_door=_door(config.server_key, config.worker_keys),
         supervisor=addresses.supervisor,
@@ -202,10 +204,12 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
     )
 
 
-def _door(server_key: str | None, allowed: str | None) -> DoorConfig | None:
+def _door(
+    server_key: str | None, allowed: str | None, administrators: str | None = None
+) -> DoorConfig | None:
     if server_key is None or allowed is None:
         return None
-    return DoorConfig(server_key=server_key, allowed=allowed)
+    return DoorConfig(server_key=server_key, allowed=allowed, administrators=administrators)
 
 
 def worker_config(

@@ -21,7 +21,7 @@ from typing import Any
 import zmq
 
 from . import control, descriptors, exit_codes, logs, preflight, ready
-from .administration import Administration
+from .administration import Administration, Answer
 from .broker_link import BrokerLink
 from .children import Children, restart_later
 from .config import ServerConfig
@@ -107,7 +107,7 @@ class Supervisor:
         self._backend: str | None = None
         self._legacy: list[str] = []
         self._cause: str | None = None
-        self._terminators: list[bytes] = []
+        self._terminators: list[Answer] = []
         self._drain_deadline: float | None = None
         self._workers_are_ready = False
         self._is_ready = False
@@ -123,6 +123,7 @@ class Supervisor:
             "worker_stuck": self._on_worker_stuck,
             "worker_refused": self._on_worker_refused,
             "report": lambda header: self._administration.on_report(header["report"]),
+            "admin": self._on_admin,
             "drained": lambda _: None,  # its end says the same
         }
 
@@ -131,8 +132,8 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._end_children()
-        for route in self._terminators:
-            self._control.tell(route, "terminated")
+        for answer in self._terminators:
+            answer("terminated")
         self._control.close()
         self._context.term()
         for address in (self._addresses.backend, self._addresses.frontend):
@@ -216,9 +217,7 @@ class Supervisor:
         if received is None:
             return
         route, kind, header = received
-        if kind == "terminate":
-            self._on_terminate(route)
-        elif self._administration.knows(kind):
+        if kind == "terminate" or self._administration.knows(kind):
             self._obey(kind, header, partial(self._control.tell, route))
         elif self._children.is_gateway(route):
             self._on_gateway(kind, header)
@@ -228,13 +227,20 @@ class Supervisor:
         else:
             log.warning("the control socket got a message that only a child may send")
 
-    def _on_terminate(self, route: bytes) -> None:
-        log.info("told to stop through the control socket")
-        self._terminators.append(route)
-        self._control.tell(route, "terminating", pid=os.getpid())
+    def _on_admin(self, header: dict[str, Any]) -> None:
+        answer = partial(self._broker.answer, header["asked"])
+        self._obey(header["command"], header["fields"], answer)
+
+    def _on_terminate(self, answer: Answer) -> None:
+        log.info("told to stop by a command")
+        self._terminators.append(answer)
+        answer("terminating", pid=os.getpid())
         self.stop_signals += 1
 
-    def _obey(self, kind: str, header: dict[str, Any], answer: Callable[..., None]) -> None:
+    def _obey(self, kind: str, header: dict[str, Any], answer: Answer) -> None:
+        if kind == "terminate":
+            self._on_terminate(answer)
+            return
         can_change = self._is_ready and not self.stop_signals
         self._administration.obey(kind, header, answer, can_change=can_change)
 

@@ -1,19 +1,12 @@
-"""Telling a server of this user on this machine to stop, and waiting until it has."""
+"""Telling a server to stop, and waiting until it has."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
-import zmq
-
-from bert_serving.client.frames import decode_message
-
-from . import control
-from .worker_protocol import message
+from .admin_client import ANSWER_TIMEOUT_S, AdminError, Server
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-ANSWER_TIMEOUT_S = 5.0
 
 
 class TerminationError(Exception):
@@ -25,38 +18,30 @@ def check_local(ip: str) -> None:
     if ip not in LOCAL_NAMES:
         raise TerminationError(
             f"-ip {ip}: a server can only be stopped on its own machine, by the user who "
-            "started it; log in there"
+            "started it, or with bert-serving-terminate and a key in its -admin_keys"
         )
 
 
-def terminate(port: int, timeout_s: float) -> None:
-    """Stop the server with this native port; it works off what it has accepted first.
+def terminate(server: Server, timeout_s: float) -> None:
+    """Stop a server; it works off what it has accepted first.
 
     Raises:
-        TerminationError: this user has no such server, or it has not ended in time.
+        TerminationError: there is no such server, it refuses, or has not ended in time.
         ControlError: the folder with the control sockets cannot be used.
 
     """
-    address = control.port_address(port)
-    if not control.socket_file(address).exists():
-        raise TerminationError(f"this user has no server with port {port} on this machine")
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.linger = 0
-        socket.connect(address)
-        socket.send_multipart(message("terminate"))
-        deadline = time.monotonic() + timeout_s
-        answer = _receive(socket, min(deadline, time.monotonic() + ANSWER_TIMEOUT_S))
-        if answer.get("type") != "terminating":
-            raise TerminationError(f"the server with port {port} does not answer: it may be gone")
-        if _receive(socket, deadline).get("type") != "terminated":
-            raise TerminationError(
-                f"the server (process {answer['pid']}) is stopping, but has not ended within "
-                f"{timeout_s * 1000:.0f} ms"
-            )
-
-
-def _receive(socket: zmq.Socket[Any], deadline: float) -> dict[str, Any]:
-    if not socket.poll(max(int((deadline - time.monotonic()) * 1000), 0)):
-        return {}
-    header, _ = decode_message(socket.recv_multipart())
-    return header
+    deadline = time.monotonic() + timeout_s
+    try:
+        with server.talk() as talk:
+            talk.say("terminate")
+            answered, header = talk.hear(min(timeout_s, ANSWER_TIMEOUT_S))
+            if answered != "terminating":
+                raise talk.silence
+            answered, _ = talk.hear(max(deadline - time.monotonic(), 0.0))
+    except AdminError as error:
+        raise TerminationError(str(error)) from None
+    if answered != "terminated":
+        raise TerminationError(
+            f"the server (process {header['pid']}) is stopping, but has not ended within "
+            f"{timeout_s * 1000:.0f} ms"
+        )

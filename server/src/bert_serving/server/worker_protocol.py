@@ -8,8 +8,8 @@ strangers are one of ours, and may have more frames than one of theirs.
     worker to broker      starting, ready, answers, boot_failed
     broker to worker      batch, stop, refused (of another machine's)
     broker to supervisor  bound, worker_ready, ready, worker_stuck, worker_refused, boot_failed,
-                          pong, report, drained
-    supervisor to broker  ping, report, worker_lost, retire, settings, drain, stop
+                          pong, report, admin, drained
+    supervisor to broker  ping, report, worker_lost, retire, settings, admin_answer, drain, stop
     gateway to supervisor bound, boot_failed
     supervisor to gateway drain, stop
     terminate command     terminate; answered by terminating, then terminated

@@ -1,4 +1,4 @@
-"""`bert-serving-admin`: the status of a running server, other workers, another model."""
+"""`bert-serving-admin`: the status of a running server, other workers, another model; its end."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from bert_serving.server import exit_codes
-from bert_serving.server.admin_client import AdminError, ask_status, change_workers
+from bert_serving.server.admin_client import AdminError, Server, ask_status, change_workers
+from bert_serving.server.cli.addressing import add_server_options, chosen_server
 from bert_serving.server.control import ControlError
+from bert_serving.server.termination import TerminationError, terminate
 from bert_serving.server.version import __version__
 
 DESCRIPTION = (
-    "Ask something of a bert-serving server on this machine that this user started. Workers are "
-    "changed one by one, each when its successor is ready: no request fails."
+    "Ask something of a bert-serving server on this machine that this user started, or with an "
+    "administrator's key of any other. Workers are changed one by one, each when its successor is "
+    "ready: no request fails."
 )
 TIMEOUT_S = 1_800
 
@@ -28,9 +31,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-version", "--version", action="version", version=__version__)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "-port", "--port", type=int, default=5555, help="the server's native port (default: 5555)"
-    )
+    add_server_options(shared)
     waits = argparse.ArgumentParser(add_help=False)
     waits.add_argument(
         *("-timeout", "--timeout"),
@@ -50,24 +51,34 @@ def get_parser() -> argparse.ArgumentParser:
     )
     scale = commands.add_parser("scale", parents=[shared, waits], help="have so many workers")
     scale.add_argument("num_worker", type=_count, metavar="N")
+    commands.add_parser(
+        "terminate", parents=[shared, waits], help="work off what it has accepted, then end"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask a server for something; returns the exit status."""
-    args = get_parser().parse_args(argv)
+    parser = get_parser()
+    args = parser.parse_args(argv)
     try:
-        if args.command == "status":
-            status = ask_status(args.port)
-            print(json.dumps(status) if args.json else status_text(status))
-        else:
-            fields = _fields(args)
-            steps = change_workers(args.port, args.command, args.timeout, **fields)
-            print(f"done: {steps} workers changed")
-    except (AdminError, ControlError) as error:
+        print(_ask(chosen_server(parser, args), args))
+    except (AdminError, TerminationError, ControlError) as error:
         print(f"bert-serving-admin {args.command}: {error}", file=sys.stderr)
         return exit_codes.FAILED
     return exit_codes.OK
+
+
+def _ask(server: Server, args: argparse.Namespace) -> str:
+    """Have a server do what a command asks for; returns what there is to say of it."""
+    if args.command == "status":
+        status = ask_status(server)
+        return json.dumps(status) if args.json else status_text(status)
+    if args.command == "terminate":
+        terminate(server, args.timeout)
+        return f"the server with port {args.port} has ended"
+    fields = _fields(args, is_local=server.endpoint is None)
+    return f"done: {change_workers(server, args.command, args.timeout, **fields)} workers changed"
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -105,11 +116,11 @@ def _process_text(process: dict[str, Any]) -> str:
     return text
 
 
-def _fields(args: argparse.Namespace) -> dict[str, Any]:
+def _fields(args: argparse.Namespace, *, is_local: bool) -> dict[str, Any]:
     if args.command == "scale":
         return {"num_worker": args.num_worker}
-    if args.model_dir is not None and Path(args.model_dir).exists():
-        return {"model_dir": str(Path(args.model_dir).resolve())}  # the server is elsewhere
+    if is_local and args.model_dir is not None and Path(args.model_dir).exists():
+        return {"model_dir": str(Path(args.model_dir).resolve())}  # its folder is another one
     return {"model_dir": args.model_dir}
 
 

@@ -1,4 +1,4 @@
-"""`bert-serving-keygen`: make a key pair of a server, client or worker; say what goes where."""
+"""`bert-serving-keygen`: make a key pair of a server or of who may come in; say what goes where."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bert_serving.server import exit_codes
 from bert_serving.server.certificates import CertificateError, Pair, pair_files, write_pair
 from bert_serving.server.version import __version__
 
-FOLDERS = {"client": "clients", "worker": "workers"}
-"""The folders beside the server's keys that `-client_keys` and `-worker_keys` are to name."""
+FOLDERS = {"client": "clients", "worker": "workers", "admin": "admins"}
+"""The folders beside the server's keys that `-client_keys` and the others are to name."""
 
 SERVER_ADVICE = """\
 {secret}  stays here, for the server alone
@@ -36,15 +36,28 @@ the server: bert-serving-start -backend_port 5560 -worker_keys {workers} -server
 the worker: bert-serving-worker -server tcp://…:5560 -server_key server.key \\
                 -worker_cert {secret_name} -model_dir …"""
 
-ADVICE = {"server": SERVER_ADVICE, "client": CLIENT_ADVICE, "worker": WORKER_ADVICE}
+ADMIN_ADVICE = """\
+{secret}  goes to the administrator, for nobody else, and is then removed here
+{public}  stays in the server's -admin_keys folder: that lets the administrator in, to change
+  and to end the server
+
+the server: bert-serving-start -admin_keys {admins} -client_keys {clients} -server_key …
+there:      bert-serving-admin status -ip … -server_key server.key -client_cert {secret_name}"""
+
+ADVICE = {
+    "server": SERVER_ADVICE,
+    "client": CLIENT_ADVICE,
+    "worker": WORKER_ADVICE,
+    "admin": ADMIN_ADVICE,
+}
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Return the parser of `bert-serving-keygen`."""
     parser = argparse.ArgumentParser(
         prog="bert-serving-keygen",
-        description="Make the key pair of a server, a client, or a worker on another machine "
-        "(CURVE). A file that is there already is never replaced.",
+        description="Make the key pair of a server, a client, a worker on another machine, or "
+        "an administrator (CURVE). A file that is there already is never replaced.",
         allow_abbrev=False,
     )
     parser.add_argument("-version", "--version", action="version", version=__version__)
@@ -85,6 +98,7 @@ def _advice(kind: str, files: Pair, folder: Path) -> str:
         folder=folder,
         clients=folder / FOLDERS["client"],
         workers=folder / FOLDERS["worker"],
+        admins=folder / FOLDERS["admin"],
     )
 
 

@@ -197,6 +197,22 @@ def test_a_row_on_which_the_model_fails_ends_its_request_and_no_worker(
     assert still_answers(server)
 
 
+def test_a_worker_whose_device_is_lost_is_replaced_and_its_work_done(start_server: Starter) -> None:
+    server = start_server("-model_dir", "fake:384?row_us=50", "-num_worker", "2")
+    workers = server.worker_pids()
+    with server.client() as client, server.client() as bad, ThreadPoolExecutor(2) as pool:
+        call = pool.submit(client.encode, MANY)
+        eventually(lambda: counted(server, "num_delivered") > 10)
+        losing = pool.submit(bad.encode, "fake:lose_device")  # as a kernel's failed assertion does
+        with pytest.raises(WorkerFailed, match="3 workers died"):
+            losing.result()
+        assert np.array_equal(call.result(), expected(MANY))
+    eventually(lambda: len(now := server.worker_pids()) == 2 and now != workers)
+    assert "ending, as the device is lost" in server.log
+    assert "exited with status 5 (its device is lost)" in server.log
+    assert still_answers(server)
+
+
 # time that runs out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from bert_serving.server.model.fake import fake_embedding
 from bert_serving.server.model.loading import ReplicaConfig
 from bert_serving.server.processes import start
 from bert_serving.server.roles import WorkerConfig
+from bert_serving.server.tally import shared_descriptor
 from bert_serving.server.worker_protocol import Answers, Batch, message
 
 DIM = 8
@@ -49,7 +51,9 @@ class WorkerProcess:
             verbose=False,
             overlap=overlap,
         )
-        self.process: subprocess.Popen[bytes] = start("worker", config)
+        descriptor = shared_descriptor()
+        self.process: subprocess.Popen[bytes] = start("worker", config, descriptor)
+        os.close(descriptor)
         assert self.receive()[0]["type"] == "starting"
         self.ready = self.receive()[0]
 
@@ -179,3 +183,13 @@ def test_a_crash_of_the_model_ends_the_process(start_worker: WorkerStarter, over
     worker = start_worker(overlap)
     worker.send_batch(1, "fake:crash")
     assert worker.process.wait(END_S) == 1
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_a_worker_whose_device_is_lost_ends_without_an_answer(
+    start_worker: WorkerStarter, overlap: bool
+) -> None:
+    worker = start_worker(overlap)
+    worker.send_batch(1, "a", "fake:lose_device")
+    assert worker.process.wait(END_S) == exit_codes.DEVICE_LOST
+    assert not worker.socket.poll(0), "others can compute what it could not"

@@ -110,6 +110,7 @@ def test_every_device_says_it_in_its_own_way():
     assert is_out_of_memory(info.value)
     assert is_out_of_memory(torch.OutOfMemoryError(MESSAGE))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN, under RLIMIT_AS
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
 

@@ -28,7 +28,7 @@ from bert_serving.client.protocol import parse_encode
 from bert_serving.client.rows import Row, unpack_rows
 from bert_serving.client.view import View
 
-from .model.replica import BetweenLayers, EncodeRequest, Replica, TokenRows, nothing
+from .model.replica import BetweenLayers, DeviceLost, EncodeRequest, Replica, TokenRows, nothing
 from .worker_protocol import Answers, Batch
 
 log = logging.getLogger("bert_serving.worker")
@@ -178,6 +178,8 @@ def _encode(
     requests = [entry.request for entry in entries if entry.request is not None]
     try:
         return encode(requests) if requests else []
+    except DeviceLost:
+        raise  # it is no request's fault, and no request could be answered
     except Exception as error:
         if len(entries) == 1:
             log.exception("the model failed on a request of %d rows", len(entries[0].rows))

@@ -12,10 +12,13 @@ BOOT_FAILED = 3
 """A process could not start and trying again would not help; the cause was reported."""
 ORPHANED = 4
 """The supervisor is gone, so its child ended itself."""
+DEVICE_LOST = 5
+"""A worker's device does not compute any more; another process may find it well."""
 
 _STATUSES = {
     BOOT_FAILED: "it could not start",
     ORPHANED: "its parent was gone",
+    DEVICE_LOST: "its device is lost",
 }
 _SIGNALS = {
     "SIGABRT": "a check in compiled code failed, which says so above",

@@ -13,6 +13,9 @@ batch would stand behind all of it.
 With any other device a second thread has the socket: it reads the next batch and sends the
 last one's answers while the device computes.
 
+A worker whose device is lost ends, with a status that says so: another process may find the
+device well, and until then the requests are better off with other workers.
+
 When another broker has taken the place of one that died, the worker says again that it is
 ready, and drops what it had not begun: whoever asked for it asks the new broker.
 """
@@ -41,7 +44,7 @@ from . import exit_codes, logs
 from .backend import Backend
 from .batches import BatchReader, ComputedBatch, PreparedBatch, compute, word
 from .model.loading import load_replica
-from .model.replica import BetweenLayers, ModelLoadError, Replica, nothing
+from .model.replica import BetweenLayers, DeviceLost, ModelLoadError, Replica, nothing
 from .processes import Parent, run_role
 from .roles import WorkerConfig
 from .tally import Tally
@@ -97,6 +100,9 @@ def run(config: WorkerConfig) -> int:
     except ServerUnreachable as error:
         log.error("%s", error)
         return exit_codes.FAILED
+    except DeviceLost as error:  # the broker gives what is in hand to others
+        log.error("ending, as the device is lost: %s", error)
+        return exit_codes.DEVICE_LOST
     finally:
         backend.close()
         context.term()

@@ -15,6 +15,12 @@ from .replica import ModelLoadError
 # beside the weights: activations, the tokenizer, and what torch itself takes
 _HEADROOM_BYTES = 256 << 20
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",  # what oneDNN has computed before fails for little else
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name such as `cpu` or `cuda:0`; ModelLoadError if it is not there."""
@@ -109,10 +115,23 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error says that a device's memory does not suffice."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # torch's allocator for CPUs, and cuBLAS, say it in words
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
+    # torch's allocator for CPUs, oneDNN and cuBLAS say it in words
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Return whether a device computes nothing any more, not even a sum: a CPU always does.
+
+    After an illegal access or a failed assertion of a kernel, or when a GPU has fallen off the
+    bus, every call of the process fails, whatever its error says: so it is asked.
+    """
+    if device.type == "cpu":
+        return False
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False
 
 
 def free_memory(device: torch.device) -> None:

@@ -22,14 +22,21 @@ from bert_serving.client.view import DEFAULT_VIEW, View
 
 from .arrivals import Arrivals
 from .calibration import CPU_BUDGETS, CUDA_BUDGETS, Calibration, calibrate
-from .device import free_memory, is_out_of_memory, to_device
+from .device import free_memory, is_lost, is_out_of_memory, to_device
 from .encoder import Encoder, States, TokenBatch
 from .heads import Activation, softmax
 from .layers import check_view, client_heads
 from .outputs import Output, asked_rows, join_rows, make_answers, make_outputs
 from .packing import MicroBatch, pack
 from .pooling import join, pool, shape
-from .replica import BetweenLayers, EncodeRequest, ModelInfo, TokenRows, nothing
+from .replica import (
+    BetweenLayers,
+    DeviceLost,
+    EncodeRequest,
+    ModelInfo,
+    TokenRows,
+    nothing,
+)
 from .segments import Segments, row_splits
 from .sentence_recipe import SentenceRecipe
 from .tokenizer import Tokenizer
@@ -115,7 +122,12 @@ class EncoderReplica:
         if rows is not None:
             max_tokens = min(max_tokens or self.max_batch_tokens, self.max_batch_tokens)
             batches = pack(rows.lengths, asked_rows(requests), max_tokens)
-            self._compute_batches(batches, rows, outputs, between_layers)
+            try:
+                self._compute_batches(batches, rows, outputs, between_layers)
+            except RuntimeError as error:
+                if is_lost(self._device):
+                    raise DeviceLost(f"{self._device} computes no more: {error}") from error
+                raise
         return make_answers(requests, outputs)
 
     def calibrate(self) -> Calibration:

@@ -9,6 +9,7 @@ Texts that misbehave, as a whole text, inside `encode`:
     fake:raise          RuntimeError
     fake:hang           never returns
     fake:freeze         never returns, and lets no other thread of the process go on
+    fake:lose_device    DeviceLost, from then on whatever is encoded
     fake:sleep SECONDS  returns that much later
 
 Options of the model's name, such as `fake:384?boot_s=2&row_us=100`:
@@ -39,6 +40,7 @@ from .fake_rows import (
     CRASH,
     FREEZE,
     HANG,
+    LOSE_DEVICE,
     MAX_ID,
     RAISE,
     SEP,
@@ -51,6 +53,7 @@ from .fake_rows import (
 from .layers import check_view
 from .replica import (
     BetweenLayers,
+    DeviceLost,
     EncodeRequest,
     ModelInfo,
     ModelLoadError,
@@ -121,6 +124,7 @@ class FakeReplica:
     ) -> None:
         self._multipliers = _multipliers(dim)
         self._row_s = row_us / 1e6
+        self._is_device_lost = False
         self.max_batch_tokens = max_batch_tokens
         self.info = ModelInfo(
             name=f"fake:{dim}",
@@ -196,7 +200,10 @@ class FakeReplica:
                 between_layers()
         for request in requests:
             if len(request.rows.ids) and request.rows.ids.min() < SEP:
+                self._is_device_lost |= LOSE_DEVICE in request.rows.ids
                 _misbehave(request.rows.ids)
+        if self._is_device_lost:
+            raise DeviceLost("the fake device was told to be lost")
         answers: list[dict[str, ViewArray]] = [{} for _ in requests]
         wanted: dict[View, list[tuple[int, str]]] = {}
         for number, request in enumerate(requests):
@@ -256,7 +263,8 @@ def _misbehave(ids: npt.NDArray[np.int32]) -> None:
             time.sleep(3600)
         if command == FREEZE:
             _freeze()
-        time.sleep((SLEEP - command) / 1000)
+        if command <= SLEEP:
+            time.sleep((SLEEP - command) / 1000)
 
 
 def _freeze() -> None:

@@ -20,12 +20,13 @@ from bert_serving.client.rows import Row
 from .replica import TokenRows
 
 SEP = 0
-CRASH, RAISE, HANG, FREEZE, SLEEP = -1, -2, -3, -4, -5
+CRASH, RAISE, HANG, FREEZE, LOSE_DEVICE, SLEEP = -1, -2, -3, -4, -5, -6
 _COMMANDS = {
     "fake:crash": CRASH,
     "fake:raise": RAISE,
     "fake:hang": HANG,
     "fake:freeze": FREEZE,
+    "fake:lose_device": LOSE_DEVICE,
 }
 
 MAX_ID = (1 << 31) - 1

@@ -28,6 +28,10 @@ class ModelLoadError(Exception):
     """The model cannot be served; the message names the cause in one line."""
 
 
+class DeviceLost(Exception):
+    """The device computes nothing any more in this process, whatever it is asked for."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What clients and operators may know of a model.
@@ -143,5 +147,8 @@ class Replica(Protocol):
                 for what cannot wait.
             max_tokens: tokens to compute at a time, where that is less than
                 `max_batch_tokens`: the smaller, the more often something can go between.
+
+        Raises:
+            DeviceLost: neither this batch nor any other can be computed any more.
 
         """

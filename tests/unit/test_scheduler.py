@@ -66,7 +66,7 @@ def test_requests_that_arrive_together_go_out_together() -> None:
     actions = scene.play(
         RequestsArrived([new[0], RequestArrived(b"b", 0, 3, 40, 60.0, "b0"), new[1]])
     )
-    assert codes(actions) == ["overloaded"]  # a1: half of the rows are one client's most
+    assert codes(actions) == ["overloaded"]  # a1: a would have more than is left
     assert sent(actions) == [(b"v", ["a0", "b0"])]
 
 
@@ -148,6 +148,14 @@ def test_one_client_fills_at_most_half_of_the_queue() -> None:
     assert codes(scene.ask("a1", rows=1)) == []
     assert codes(scene.ask("a2", rows=1)) == ["overloaded"]
     assert codes(scene.ask("b0", rows=5)) == []
+
+
+def test_clients_that_take_what_they_get_leave_room_for_one_more() -> None:
+    scene = Scene(max_queue_rows=120)
+    for client in "abc" * 120:
+        scene.ask(f"{client}{scene.scheduler.queued_requests}")
+    assert scene.scheduler.queued_rows == 90  # 30 each, and as much is left
+    assert codes(scene.ask("d0", rows=30)) == []
 
 
 def test_a_clients_half_is_free_again_as_its_answers_come() -> None:

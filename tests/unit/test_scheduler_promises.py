@@ -380,9 +380,10 @@ class Promises(RuleBasedStateMachine):
         mine = [asked for asked in every if asked.client == new.client]
         for attribute, limit in zip(("rows", "nbytes"), most, strict=True):
             own = getattr(new, attribute)
-            if own + sum(getattr(asked, attribute) for asked in every) > limit:
+            left = limit - own - sum(getattr(asked, attribute) for asked in every)
+            if left < 0:
                 return ["overloaded"]
-            if mine and own + sum(getattr(asked, attribute) for asked in mine) > limit / 2:
+            if mine and own + sum(getattr(asked, attribute) for asked in mine) > left:
                 return ["overloaded"]
         return []
 

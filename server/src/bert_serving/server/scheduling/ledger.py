@@ -69,8 +69,10 @@ class Ledger:
     def refusal(self, new: RequestArrived) -> tuple[str, str] | None:
         """Say why a request can't be accepted: a wire code and a message; None if it can.
 
-        One client holds at most half of each limit, so that a flood leaves room for the
-        others; but a first request may be larger, or it could never be accepted at all.
+        One client holds at most as much as is left free for all others: half of each limit
+        alone, a third each beside another one that wants all it can get, and there is always
+        room for one more (the dynamic threshold of Choudhury and Hahne, 1998, for the shared
+        memory of a switch). A first request may be larger, or it could never be accepted.
         """
         rows, nbytes = self._limits.max_queue_rows, self._limits.max_queue_bytes
         if new.rows > rows or new.nbytes > nbytes:
@@ -84,10 +86,13 @@ class Ledger:
                 f" in {nbytes} bytes may; try again later"
             )
         held = self._accounts.get(new.client)
-        if held and (2 * (held.rows + new.rows) > rows or 2 * (held.nbytes + new.nbytes) > nbytes):
+        if held and (
+            held.rows + new.rows > rows - self.rows - new.rows
+            or held.nbytes + new.nbytes > nbytes - self.nbytes - new.nbytes
+        ):
             return "overloaded", (
-                f"{held.rows} rows in {held.nbytes} bytes of this client are waiting, and one"
-                f" client may have {rows // 2} rows in {nbytes // 2} bytes; wait for answers"
+                f"{held.rows} rows in {held.nbytes} bytes of this client are waiting, and no client"
+                " may have more than is left for all others; wait for answers"
             )
         return None
 

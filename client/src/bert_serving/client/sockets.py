@@ -44,6 +44,10 @@ def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]
     socket.reconnect_ivl_max = 2_000
     socket.heartbeat_ivl = 10_000  # a dead peer is noticed, whatever the network says
     socket.heartbeat_timeout = 30_000
+    # TCP waits longer from try to try: a network that was cut for a while would be back long before
+    socket.connect_timeout = 5_000
+    socket.tcp_maxrt = 10_000
+    socket.handshake_ivl = 10_000
     socket.sndhwm = socket.rcvhwm = 0  # the session's window bounds both
     if endpoint.keys is not None:
         use_keys(socket, endpoint.keys)

@@ -41,7 +41,7 @@ TURN_MS = 100  # how soon the end of a child, or a signal, is noticed
 STOP_TIMEOUT_S = 1.0  # for the broker to answer what is open, and then for the gateways
 END_TIMEOUT_S = 5.0  # from being told to end to being killed
 CAUSE_TIMEOUT_S = 2.0  # how long a child's last message may take
-BROKER_MAX_DELAY_S = 5.0  # between two lives of the broker: nobody is served meanwhile
+BROKER_MAX_DELAY_S = 1.0  # between two lives of the broker: nobody is served meanwhile
 
 
 def run(config: ServerConfig) -> int:

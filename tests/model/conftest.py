@@ -13,7 +13,14 @@ from tiny_models import save_tiny_model
 from transformers import BertModel, BertTokenizerFast
 
 from bert_serving.server.model.checkpoint import find_checkpoint
+from bert_serving.server.model.device import cpu_lack
 from bert_serving.server.model.loading import ReplicaConfig, load_replica
+
+
+def skip_unless_cpu_has(dtype):
+    """Skip a test of a type that the processor it runs on does not compute in."""
+    if (lack := cpu_lack(dtype)) is not None:
+        pytest.skip(f"{dtype} on this CPU: {lack}")
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +33,7 @@ def load():
     def load(model_dir=None, **options):
         # one thread: threads that wait for each other crawl where other tests use the cores
         options = {"max_batch_tokens": 1024, "num_threads": 1, **options}
+        skip_unless_cpu_has(options.get("dtype", "auto"))
         return load_replica(ReplicaConfig(model_dir=model_dir and str(model_dir), **options))
 
     return load

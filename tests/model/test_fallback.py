@@ -40,6 +40,7 @@ from transformers import (
     T5Model,
 )
 
+from bert_serving.server.model.device import cpu_lack
 from bert_serving.server.model.transformers_encoder import TransformersEncoder
 
 ALBERT = (AlbertModel, "albert", {"embedding_size": 16})
@@ -113,12 +114,14 @@ def test_every_length_up_to_the_limit_is_right(load, made):
     check_lengths(load(made[0], no_special_token=True), made[1])
 
 
+@pytest.mark.skipif(cpu_lack("int8") is not None, reason="it is refused on this CPU anyway")
 def test_int8_is_refused(made):
     refused(
         "dtype='int8': this model is computed by transformers", model_dir=str(made[0]), dtype="int8"
     )
 
 
+@pytest.mark.skipif(cpu_lack("bfloat16") is not None, reason="this CPU has no bfloat16")
 def test_bfloat16_is_close_in_direction(load, name, made):
     directory, reference = made
     if name == "fnet":

@@ -16,6 +16,7 @@ from bert_serving.server.model.compiled import (
     load_compiled,
     load_level,
 )
+from bert_serving.server.model.device import cpu_lack
 from bert_serving.server.model.kernels import attend_fused, layer_norm
 from bert_serving.server.model.kernels_cpu import CpuKernels, PackedLinear
 from bert_serving.server.model.kernels_int8 import (
@@ -183,6 +184,7 @@ def test_a_linear_of_8_bits_is_nearly_that_of_float(level, activation):
     assert torch.equal(linear(x[7:8].bfloat16()).float(), y[7:8])
 
 
+@pytest.mark.skipif(cpu_lack("bfloat16") is not None, reason="this CPU has no bfloat16")
 def test_sizes_that_fill_no_vectors_are_not_quantized():
     linear = Int8Kernels(None).linear(torch.ones(20, 64).bfloat16(), torch.ones(20).bfloat16())
     assert not isinstance(linear, QuantizedLinear)

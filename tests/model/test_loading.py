@@ -92,9 +92,16 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 def test_settings_that_the_machine_cannot_honour_are_refused():
     refused("device='gpu7': expected cpu, cuda", device="gpu7")
     refused("device='mps': expected cpu, cuda", device="mps")
-    refused("dtype='float16' on a CPU", dtype="float16")
+    refused("dtype='float16' on cpu: no CPU is good at it: expected float32", dtype="float16")
     refused("dtype='int4': expected one of auto, float32, .*, int8", dtype="int4")
     refused("max_seq_len=513: the model takes at most 512", max_seq_len=513)
+
+
+def test_bfloat16_is_refused_where_it_would_be_slow(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    refused(
+        "dtype='bfloat16' on cpu: it needs AVX-512, .*: expected float32 or auto", dtype="bfloat16"
+    )
 
 
 def test_int8_is_refused_where_it_would_overflow_or_be_slow(monkeypatch):

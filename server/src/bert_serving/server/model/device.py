@@ -48,15 +48,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if name == "float16" and device.type == "cpu":
-        raise ModelLoadError("dtype='float16' on a CPU: expected float32, bfloat16, or auto")
-    if name == "int8" and not (device.type == "cpu" and _has_int8_products()):
-        lack = (
-            "it needs AVX-512 VNNI, AVX-VNNI or AMX" if device.type == "cpu" else "it is for CPUs"
-        )
-        raise ModelLoadError(
-            f"dtype='int8' on {device}: {lack}: expected float32, bfloat16, or auto"
-        )
+    lack = cpu_lack(name) if device.type == "cpu" else "it is for CPUs" if name == "int8" else None
+    if lack is not None:
+        raise ModelLoadError(f"dtype={name!r} on {device}: {lack}: expected {_others(name)}")
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
@@ -65,6 +59,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type of the hidden states where it is `dtype` that is multiplied."""
     return torch.bfloat16 if dtype == torch.int8 else dtype
+
+
+def cpu_lack(name: str) -> str | None:
+    """Return what this CPU lacks for multiplying in a type; None if it does so fast."""
+    if name == "float16":
+        return "no CPU is good at it"
+    if name == "int8" and not _has_int8_products():
+        return "it needs AVX-512 VNNI, AVX-VNNI or AMX"
+    if name == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return "it needs AVX-512, AVX-NE-CONVERT, or an ARM CPU with bfloat16"
+    return None
+
+
+def _others(name: str) -> str:
+    names = [other for other in ("float32", "bfloat16") if other != name]
+    return ", ".join(other for other in names if cpu_lack(other) is None) + " or auto"
 
 
 def _has_int8_products() -> bool:

@@ -106,6 +106,7 @@ def test_a_client_says_what_it_is_and_what_it_waits_for(
             "port": fake_server.port,
             "port_out": 5556,
             "server_ip": "localhost",
+            "servers": [f"tcp://localhost:{fake_server.port}"],
             "client_version": client.status["client_version"],
             "timeout": 20_000,
         }
@@ -515,7 +516,7 @@ def test_a_turn_that_does_not_come_times_out(slow_server: ServerProcess) -> None
     client = ConcurrentBertClient(max_concurrency=1, port=slow_server.port, timeout=3_000)
     with client, ThreadPoolExecutor(1) as pool:
         long = pool.submit(client.encode, "fake:sleep 1")
-        eventually(lambda: client._process.pool._borrowed == 1)
+        eventually(lambda: len(client._process.pool._lent) == 1)
         client.timeout = 100
         with pytest.raises(RequestTimeout, match="max_concurrency"):
             client.encode(TEXTS)

@@ -27,7 +27,7 @@ POLL_S = 0.05
 STOP_TIMEOUT_S = 60.0
 
 # what a log line says after the time, the level and the role
-_LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d \w+ +\w+ +")
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \w+ +\w+ +")
 
 
 class ServerFailed(Exception):

@@ -6,7 +6,9 @@ its script to `run_old_client` and gets back what the script gives.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +59,15 @@ with open(folder + "/values.json", "w") as file:
 @cache
 def old_python() -> Path:
     """Return the interpreter that has the old client; makes its venv if it is not there."""
+    folder = os.open(ROOT, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # tests of other files may want it at the same time
+        return _made_venv()
+    finally:
+        os.close(folder)
+
+
+def _made_venv() -> Path:
     constraints = ROOT / "constraints.txt"
     wanted = f"{PACKAGE} {sys.version_info[:2]} {constraints.read_text()}"
     python, made = VENV / "bin" / "python", VENV / "made"

@@ -21,8 +21,8 @@ T = TypeVar("T")
 SECOND = float(os.environ.get("BERT_TEST_SECOND", "1"))
 """The unit of every time-out here: set it higher for a machine that is slow or busy."""
 
-BOOT_S = 30 * SECOND
-END_S = 15 * SECOND
+BOOT_S = 60 * SECOND
+END_S = 30 * SECOND
 MARK = "BERT_TEST_SERVER"
 """In the environment of every process of a server: so the ones it leaves behind are found."""
 

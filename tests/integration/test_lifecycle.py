@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_process import COMMANDS, SECOND, ServerProcess, Starter, eventually
+from server_process import BOOT_S, COMMANDS, SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import BertClient
 from bert_serving.client.errors import (
@@ -57,7 +57,7 @@ def a_long_call(server: ServerProcess, text: str = "fake:sleep 1.5") -> Iterator
 
 
 def assert_failed_to_start(server: ServerProcess, cause: str) -> None:
-    status = server.wait(30 * SECOND)
+    status = server.wait(BOOT_S)
     assert "Traceback" not in server.log, server.log
     assert cause in server.last_line, server.log
     assert status == exit_codes.BOOT_FAILED

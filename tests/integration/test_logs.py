@@ -109,8 +109,7 @@ def send_all(server: ServerProcess) -> None:
             wire.receive()
 
 
-@pytest.mark.parametrize("embedded", [False, True], ids=["fake", "embedded"])
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize(("embedded", "log_format"), [(False, "text"), (True, "json")])
 def test_no_part_of_a_sentence_is_logged_whatever_is_wrong_with_a_request(
     start_server: Starter, embedded: bool, log_format: str
 ) -> None:
@@ -140,7 +139,7 @@ def test_in_json_every_role_writes_lines_with_the_same_fields(start_server: Star
     (ready,) = [line["event"] for line in lines(server) if line["message"].startswith("ready ")]
     assert ready == json.loads(server.ready_file.read_text())
     server.stop()
-    assert lines(server)[-1]["level"] == "info"
+    assert {line["level"] for line in lines(server)} >= {"info", "warning"}
 
 
 def test_what_keeps_a_server_from_starting_is_its_last_line_in_json_too(

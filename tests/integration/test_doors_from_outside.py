@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from key_files import KeyFiles, new_keys
-from namespaces import Neighbour, missing, neighbour
+from namespaces import Neighbour, neighbour
 from server_process import SECOND, ServerProcess, Starter
 
 SENTENCE = "the treasure is buried beneath the old lighthouse"
@@ -30,8 +30,6 @@ except Exception as error:
 
 @pytest.fixture(scope="module")
 def other() -> Iterator[Neighbour]:
-    if (why := missing()) is not None:
-        pytest.skip(why)
     with neighbour() as other:
         yield other
 

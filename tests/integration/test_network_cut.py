@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from namespaces import Neighbour, missing, neighbour
+from namespaces import Neighbour, neighbour
 from server_process import SECOND, ServerProcess, Starter, eventually
 
 ROWS = 100_000
@@ -43,8 +43,6 @@ except Exception as error:
 
 @pytest.fixture
 def other() -> Iterator[Neighbour]:
-    if (why := missing()) is not None:
-        pytest.skip(why)
     with neighbour() as other:
         yield other
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from key_files import KeyFiles, new_keys
-from namespaces import Neighbour, missing, neighbour
+from namespaces import Neighbour, neighbour
 from server_process import SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.server import exit_codes
@@ -27,8 +27,6 @@ Remote = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture(scope="module")
 def other() -> Iterator[Neighbour]:
-    if (why := missing()) is not None:
-        pytest.skip(why)
     with neighbour() as other:
         yield other
 

@@ -250,7 +250,7 @@ class Supervisor:
         assert broker is not None
         broker.mark_ready(time.monotonic())
         self._broker.on_bound()
-        self._workforce.tell_new_broker()
+        self._workforce.tell_who_leaves()
         if self._native:
             log.info("the broker is back at %s", self._native)
             return

@@ -93,8 +93,8 @@ class Workforce:
         if self._replacement is not None:
             self._act(self._replacement.on_time(time.monotonic()))
 
-    def tell_new_broker(self) -> None:
-        """Tell a broker that has just begun who is to get no batches."""
+    def tell_who_leaves(self) -> None:
+        """Tell the broker, which may be a new one, who is to get no more batches."""
         leaver = self._children.leaving
         if leaver is not None and leaver.pid is not None:
             self._broker.tell("retire", worker=leaver.config.worker_id, pid=leaver.pid)
@@ -141,11 +141,11 @@ class Workforce:
             return
         leaver.restart_at = None
         self._children.leaving = leaver
-        log.info("worker %d, process %s, works off what it has and leaves", number, leaver.pid)
-        if leaver.pid is None:
+        if leaver.pid is None:  # between two lives
             self.on_exit(leaver, "")
         else:
-            self.tell_new_broker()
+            log.info("worker %d, process %d, works off what it has and leaves", number, leaver.pid)
+            self.tell_who_leaves()
 
     def _end_leaver(self) -> None:
         leaver = self._children.leaving

@@ -20,7 +20,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from server_process import SECOND, ServerProcess, Starter
+from server_process import SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import AsyncBertClient, BertClient
 from bert_serving.client.errors import (
@@ -293,6 +293,7 @@ def test_a_client_that_reads_no_answers_does_not_fill_the_server(server: ServerP
         rows = ["a"] * 100
         for number in range(3_000):
             socket.send_multipart(encode_frames(rows, id=number))
+        eventually(lambda: "127.0.0.1 reads no answers: its connection is ended" in server.log)
         with server.client() as client:
             assert np.array_equal(client.encode("a text"), fake_embedding("a text", DIM))
 

@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "max_queue_rows": (["100"], 100),
     "max_queue_bytes": (["2048"], 2048),
     "max_request_bytes": (["4096"], 4096),
+    "max_unread_bytes": (["8192"], 8192),
     "batch_timeout": (["0.5"], 0.5),
     "drain_timeout": (["2"], 2.0),
     "log_format": (["json"], "json"),
@@ -294,7 +295,7 @@ def test_a_roles_config_comes_back_from_json_as_it_was() -> None:
         host="h", port=1, backend="ipc://b", frontend="ipc://f", supervisor="ipc://s",
         door=DoorConfig(server_key="/k", allowed="/a"), backend_port=5,
         backend_door=DoorConfig(server_key="/k", allowed="/w"), num_worker=2,
-        limits=SchedulerLimits(max_queue_rows=7), max_request_bytes=5,
+        limits=SchedulerLimits(max_queue_rows=7), max_request_bytes=5, max_unread_bytes=5,
         default_view=ServerConfig().default_view, settings={"port": 1}, verbose=True,
     )  # fmt: skip
     worker = WorkerConfig(

@@ -9,12 +9,19 @@ from zmq.utils import z85
 
 from bert_serving.server.certificates import pair_files, write_pair
 from bert_serving.server.config import ServerConfig, option_fields, public_settings
+from bert_serving.server.doors.handshakes import (
+    NO_KEY,
+    OTHER,
+    UNKNOWN,
+    WORDS,
+    WRONG_KEY,
+    Handshakes,
+)
+from bert_serving.server.doors.keyring import Keyring
+from bert_serving.server.doors.refusals import MAX_LINES, OTHERS, QUIET_S, Refusals
+from bert_serving.server.doors.zap import ZapRequest
 from bert_serving.server.exposure import ExposureError, check_exposure, is_loopback
-from bert_serving.server.handshakes import NO_KEY, OTHER, UNKNOWN, WORDS, WRONG_KEY, Handshakes
-from bert_serving.server.keyring import Keyring
-from bert_serving.server.refusals import MAX_LINES, OTHERS, QUIET_S, Refusals
 from bert_serving.server.remote_workers import difference
-from bert_serving.server.zap import ZapRequest
 
 KEYS = {"server_key": "/k/server.key_secret", "client_keys": "/k/clients"}
 OUTSIDE = "0.0.0.0"  # what is to be refused

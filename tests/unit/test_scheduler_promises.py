@@ -26,7 +26,9 @@ from bert_serving.server.scheduling.events import (
     Action,
     AnswerError,
     BatchAnswered,
+    ClientHeld,
     ClientLost,
+    ClientReleased,
     Deliver,
     Dispatch,
     DrainStarted,
@@ -133,6 +135,7 @@ class Promises(RuleBasedStateMachine):
         self.open: dict[tuple[bytes, int], Asked] = {}
         self.workers: dict[bytes, Held] = {}
         self.takers_of_express: set[bytes] = set()
+        self.held: set[bytes] = set()
         self.batch_ids: set[int] = set()
         self.dead_batches: list[tuple[bytes, int, int]] = []
         self.due: dict[tuple[bytes, int], Asked] = {}
@@ -205,7 +208,19 @@ class Promises(RuleBasedStateMachine):
         for key in [key for key in self.open if key[0] == client]:
             del self.open[key]
             self.ended["cancelled"] += 1
+        self.held.discard(client)
         self.handle(ClientLost(client))
+
+    @rule(client=st.sampled_from(CLIENTS), happens=st.sampled_from([False] * 3 + [True]))
+    def a_client_is_held(self, client: bytes, happens: bool) -> None:
+        if happens:
+            self.held.add(client)
+            self.handle(ClientHeld(client))
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def a_client_is_released(self, client: bytes) -> None:
+        self.held.discard(client)
+        self.handle(ClientReleased(client))
 
     @rule(worker=st.sampled_from(WORKERS), is_known=seldom)
     def a_worker_starts(self, worker: bytes, is_known: bool) -> None:
@@ -487,6 +502,7 @@ class Promises(RuleBasedStateMachine):
             assert self.open.get((asked.client, asked.request_id)) is asked, "not wanted"
             assert asked.worker is None, "it is in hand already"
             assert asked.deadline > self.now
+            assert not (asked.is_fresh and asked.client in self.held), "its client is held"
             assert queued_s == self.now - asked.arrived_at
         self.check_choice_of_worker(held)
         if action.is_express:
@@ -569,13 +585,20 @@ class Promises(RuleBasedStateMachine):
 
     def ready(self) -> list[Asked]:
         """What waits and may go into a batch with others."""
-        return [asked for asked in self.queued() if asked.deaths < 2]
+        return [
+            asked
+            for asked in self.queued()
+            if asked.deaths < 2 and not (asked.is_fresh and asked.client in self.held)
+        ]
 
     def flow(self, client: bytes | None, is_small: bool) -> list[Asked]:
         return [
             asked
             for asked in self.open.values()
-            if asked.is_fresh and asked.is_small == is_small and client in (None, asked.client)
+            if asked.is_fresh
+            and asked.client not in self.held
+            and asked.is_small == is_small
+            and client in (None, asked.client)
         ]
 
     # Fairness: Goyal, Vin and Cheng's bound, for each pair of flows that both wait
@@ -687,6 +710,8 @@ class Promises(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a worker that works, everything that is still open gets its answer."""
+        for client in CLIENTS:
+            self.a_client_is_released(client)
         for worker in WORKERS:
             self.worker_is_lost(worker)
         self.worker_is_ready(WORKERS[0])

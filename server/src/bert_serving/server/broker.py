@@ -7,7 +7,6 @@ back on the route that the request came by; a route that is gone is a lost clien
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -36,6 +35,7 @@ from bert_serving.client.sockets import received_messages, send_frames
 
 from . import exit_codes, logs
 from .broker_sockets import FLUSH_MS, BrokerSockets, CannotListen
+from .clients import Clients
 from .descriptors import Gate
 from .groups import Groups, is_result
 from .processes import Parent, run_role
@@ -59,8 +59,7 @@ log = logging.getLogger("bert_serving.broker")
 
 MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
-MAX_CLIENTS_COUNTED = 10_000
-CLIENT_ACTIVE_S = 60.0  # a client that was heard of in that time is active
+HELD_TURN_S = 0.005  # while a client is held: how soon it gets more
 
 
 def run(config: BrokerConfig) -> int:
@@ -92,8 +91,7 @@ class Broker:
         self._remote = RemoteAdministration(self._sockets, self._tell_supervisor, self._answer)
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
-        self._key = os.urandom(16)
-        self._clients: dict[bytes, float] = {}  # when each was last heard of
+        self._clients = Clients(config.max_unread_bytes)
         self._was_ready = False
         self._is_stopping = False
 
@@ -146,14 +144,17 @@ class Broker:
 
     def _sleep_ms(self) -> int:
         wakeup = self._scheduler.next_wakeup()
+        longest = HELD_TURN_S if self._clients.are_held else TURN_S
         if wakeup is None:
-            return int(TURN_S * 1000)
-        return int(min(max(wakeup - time.monotonic(), 0.0), TURN_S) * 1000) + 1
+            return int(longest * 1000)
+        return int(min(max(wakeup - time.monotonic(), 0.0), longest) * 1000) + 1
 
     def _pass_time(self) -> None:
         wakeup = self._scheduler.next_wakeup()
         if wakeup is not None and wakeup <= time.monotonic():
             self._handle(events.TimePassed())
+        if self._clients.are_held:
+            self._look_at_the_held()
         for route in self._sockets.door.gone() if self._sockets.door is not None else ():
             self._lose(route)
             self._handle(events.ClientLost(route))
@@ -182,8 +183,7 @@ class Broker:
             answer = ErrorAnswer(request_id, "invalid_request", str(error))
             self._send(self._frontend, [route, *answer.to_frames()])
             return
-        if route in self._clients or len(self._clients) < MAX_CLIENTS_COUNTED:
-            self._clients[route] = time.monotonic()
+        self._clients.heard(frames[0])
         if isinstance(request, EncodeEnvelope):
             self._arrivals.append(
                 events.RequestArrived(
@@ -209,13 +209,7 @@ class Broker:
             self._answer(route, Status(request.id, self._status()).to_frames())
 
     def _status(self) -> dict[str, Any]:
-        return self._roster.status(self._scheduler, self._count_clients(), self._groups)
-
-    def _count_clients(self) -> int:
-        """Return how many clients were heard of lately, and forget the others."""
-        since = time.monotonic() - CLIENT_ACTIVE_S
-        self._clients = {route: at for route, at in self._clients.items() if at >= since}
-        return len(self._clients)
+        return self._roster.status(self._scheduler, self._clients, self._groups)
 
     def _take_arrivals(self) -> None:
         if self._arrivals:
@@ -224,16 +218,11 @@ class Broker:
 
     def _on_hello(self, route: bytes, hello: Hello) -> None:
         log.debug("hello from %s", hello.client)
-        if len(self._clients) >= MAX_CLIENTS_COUNTED:
-            self._count_clients()
+        self._clients.make_room()
         welcome = self._roster.welcome(
-            is_draining=self._scheduler.is_draining, connection=self._name_of(route)
+            is_draining=self._scheduler.is_draining, connection=self._clients.name_of(route)
         )
         self._answer(route, welcome.to_frames())
-
-    def _name_of(self, route: bytes) -> str:
-        """Return a connection's name, which is another one after a reconnect or restart."""
-        return hashlib.blake2b(route, digest_size=8, key=self._key).hexdigest()
 
     def _on_membership(self, route: bytes, membership: Membership) -> None:
         refusal = self._groups.set(route, membership.groups)
@@ -244,13 +233,24 @@ class Broker:
 
     def _answer(self, route: bytes, frames: Sequence[Any]) -> None:
         """Send a client its answer; one that is gone, or reads no answers, is lost."""
-        if not self._send(self._frontend, [route, *frames]):
+        if not self._send(self._frontend, [route, *self._clients.account(route, frames)]):
+            self._clients.hang_up(route)
             self._lose(route)
             self._events.append(events.ClientLost(route))
+        elif self._clients.is_to_be_held(route):
+            self._events.append(events.ClientHeld(route))
+
+    def _look_at_the_held(self) -> None:
+        for route in self._clients.released():
+            self._handle(events.ClientReleased(route))
+        for route in self._clients.hopeless():
+            self._clients.hang_up(route)
+            self._lose(route)
+            self._handle(events.ClientLost(route))
 
     def _lose(self, route: bytes) -> None:
         """Forget a client that is gone, or is to be."""
-        self._clients.pop(route, None)
+        self._clients.forget(route)
         self._groups.remove(route)
         self._remote.forget(route)
 
@@ -398,7 +398,7 @@ class Broker:
         members = self._groups.others(delivered.group.name, delivered.client)
         if not members or not is_result(delivered.answer[0].buffer):
             return
-        connection = self._name_of(delivered.client)
+        connection = self._clients.name_of(delivered.client)
         frames = broadcast_frames(delivered.group, connection, delivered.answer)
         for member in members:
             self._answer(member, frames)

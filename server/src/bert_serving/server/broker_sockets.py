@@ -9,7 +9,7 @@ import zmq
 
 from bert_serving.client.keys import KeyFileError
 
-from .doors import Door, Doors
+from .doors.door import Door, Doors
 from .roles import BrokerConfig, port_of
 
 MAX_UNREAD_ANSWERS = 2_000  # of one client; twice what its windows allow

@@ -338,6 +338,13 @@ class ServerConfig:
     max_request_bytes: int = option(
         16 << 20, "requests", "bytes of one request, at most", parse=_number(1024), metavar="N"
     )
+    max_unread_bytes: int = option(
+        1 << 30,
+        "requests",
+        "bytes of answers that clients may leave unread; then who has most is disconnected",
+        parse=_number(1024),
+        metavar="N",
+    )
     batch_timeout: float = option(
         120.0,
         "requests",

@@ -22,7 +22,7 @@ from bert_serving.client.admin_messages import Admin, AdminAnswer
 from bert_serving.client.messages import ErrorAnswer
 
 from .broker_sockets import BrokerSockets
-from .refusals import Refusals
+from .doors.refusals import Refusals
 
 log = logging.getLogger("bert_serving.doors")
 

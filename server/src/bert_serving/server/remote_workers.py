@@ -14,7 +14,7 @@ from typing import Any
 from bert_serving.client.errors import MalformedMessage
 from bert_serving.client.view import View
 
-from .doors import Door
+from .doors.door import Door
 from .worker_protocol import remote_route, worker_route
 
 _short = reprlib.repr  # a peer's own words, which may be long

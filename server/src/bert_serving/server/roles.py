@@ -48,6 +48,8 @@ class BrokerConfig:
         num_worker: workers to expect before the server is ready.
         limits: the scheduler's.
         max_request_bytes: of one frame; a peer that sends more is disconnected.
+        max_unread_bytes: of answers that wait for clients to read them; beyond it the client
+            that most wait for is disconnected.
         default_view: for the welcome.
         settings: the operator's options, for the status.
         model: what the workers of an earlier broker have served, which later ones must fit.
@@ -67,6 +69,7 @@ class BrokerConfig:
     num_worker: int
     limits: SchedulerLimits
     max_request_bytes: int
+    max_unread_bytes: int
     default_view: View
     settings: dict[str, Any]
     verbose: bool
@@ -197,6 +200,7 @@ def broker_config(config: ServerConfig, addresses: Addresses, num_worker: int) -
             batch_timeout_s=config.batch_timeout,
         ),
         max_request_bytes=config.max_request_bytes,
+        max_unread_bytes=config.max_unread_bytes,
         default_view=config.default_view,
         settings={**public_settings(config), "num_worker": num_worker},
         verbose=config.verbose,

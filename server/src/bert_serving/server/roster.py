@@ -13,6 +13,7 @@ import zmq
 from bert_serving.client.messages import MAX_ROWS, Limits, Welcome
 from bert_serving.client.rows import MAX_ROWS_BYTES
 
+from .clients import Clients
 from .groups import Groups
 from .roles import BrokerConfig
 from .scheduling.scheduler import Scheduler
@@ -149,9 +150,9 @@ class Roster:
             connection=connection,
         )
 
-    def status(self, scheduler: Scheduler, num_clients: int, groups: Groups) -> dict[str, Any]:
+    def status(self, scheduler: Scheduler, clients: Clients, groups: Groups) -> dict[str, Any]:
         """Return the answer to a status request: bert-as-service's fields, and our own."""
-        counters = scheduler.counters
+        counters, num_clients = scheduler.counters, clients.count()
         refused, failed = dict(counters.refused), dict(counters.failed)
         return {
             **self._settings,
@@ -181,6 +182,7 @@ class Roster:
                 "queued_rows": scheduler.queued_rows,
                 "queued_bytes": scheduler.queued_bytes,
                 "requests_in_hand": scheduler.requests_in_hand,
+                "unread_bytes": clients.unread_bytes,
             },
         }
 

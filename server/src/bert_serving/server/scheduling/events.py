@@ -56,6 +56,20 @@ class ClientLost:
 
 
 @dataclass(slots=True)
+class ClientHeld:
+    """A client is to get nothing more computed for now; what it asks for waits."""
+
+    client: Client
+
+
+@dataclass(slots=True)
+class ClientReleased:
+    """A client that was held is served again."""
+
+    client: Client
+
+
+@dataclass(slots=True)
 class WorkerReady:
     """A worker can take batches of up to so many tokens and rows.
 
@@ -116,6 +130,8 @@ Event: TypeAlias = (
     | RequestsArrived
     | RequestsCancelled
     | ClientLost
+    | ClientHeld
+    | ClientReleased
     | WorkerReady
     | WorkerRetired
     | WorkerLost

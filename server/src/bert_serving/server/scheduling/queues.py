@@ -67,10 +67,15 @@ class FairQueue:
     """The requests of one class: fair among clients, first in first out for each.
 
     A client that has nothing left keeps its place until the clock has passed it, so that
-    sending one request at a time gains nothing; forgetting it then loses nothing.
+    sending one request at a time gains nothing; forgetting it then loses nothing. One that
+    is held keeps its requests, and is not asked for any.
+
+    Attributes:
+        size: how many requests wait for their turn, those of held clients left out.
+
     """
 
-    __slots__ = ("_clock", "_flows", "_heap", "_pushes", "size", "start", "weight")
+    __slots__ = ("_clock", "_flows", "_heap", "_held", "_pushes", "size", "start", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
@@ -78,11 +83,15 @@ class FairQueue:
         self.size = 0
         self._clock = 0.0
         self._flows: dict[Client, OrderedDict[int, Request]] = {}
+        self._held: dict[Client, OrderedDict[int, Request]] = {}
         self._heap: list[tuple[float, int, Client, OrderedDict[int, Request]]] = []
         self._pushes = 0  # settles ties: first come, first served
 
     def push(self, request: Request) -> None:
         """Queue a request behind its client's others; a new client starts at the clock."""
+        if (held := self._held.get(request.client)) is not None:
+            held[request.request_id] = request
+            return
         flow = self._flows.get(request.client)
         if flow is None:
             self._forget_idle_clients()
@@ -116,8 +125,25 @@ class FairQueue:
 
     def remove(self, request: Request) -> None:
         """Take a request out of turn, uncharged."""
+        if (held := self._held.get(request.client)) is not None:
+            del held[request.request_id]
+            return
         del self._flows[request.client][request.request_id]
         self.size -= 1
+
+    def hold(self, client: Client) -> None:
+        """Pass a client over until it is released."""
+        if client in self._held:
+            return
+        flow = self._flows.get(client, OrderedDict())
+        self._held[client] = flow.copy()
+        self.size -= len(flow)
+        flow.clear()
+
+    def release(self, client: Client) -> None:
+        """Let a client that was held take its turns again."""
+        for request in self._held.pop(client, {}).values():
+            self.push(request)
 
     def _forget_idle_clients(self) -> None:
         """Bound what passing clients leave behind while the clock can't reach them."""
@@ -159,10 +185,20 @@ class RequestQueue:
         """Queue a new request by its class and client."""
         request.is_small = request.rows <= self._priority_batch_size
         queue = self._class_of(request)
-        if not queue.size and queue.start < self._clock:
-            queue.start = self._clock
+        self._awaken(queue)
         queue.push(request)
         self._count(request, 1)
+
+    def hold(self, client: Client) -> None:
+        """Pass a client's requests over, except those that workers had already."""
+        self._small.hold(client)
+        self._large.hold(client)
+
+    def release(self, client: Client) -> None:
+        """Undo `hold`; nothing to do if the client is not held."""
+        for queue in (self._small, self._large):
+            self._awaken(queue)
+            queue.release(client)
 
     def put_back(self, request: Request) -> None:
         """Queue a request that a lost worker had: in front, or aside if it is a suspect."""
@@ -248,6 +284,11 @@ class RequestQueue:
         if not large.size or (small.size and small.start <= large.start):
             return small
         return large
+
+    def _awaken(self, queue: FairQueue) -> None:
+        """Have a class in which nothing waited begin at the clock, with no credit from before."""
+        if not queue.size and queue.start < self._clock:
+            queue.start = self._clock
 
     def _class_of(self, request: Request) -> FairQueue:
         return self._small if request.is_small else self._large

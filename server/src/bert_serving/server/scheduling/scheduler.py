@@ -10,9 +10,9 @@ The promises:
    or its client is lost;
 2. what can't be accepted is refused at once;
 3. small requests go first but can't starve the rest, and clients share by cost;
-4. an idle worker gets work at once, filled across clients up to its budget; one that
-   computes large requests and takes express batches gets small ones at once as well, as one
-   such batch at a time;
+4. an idle worker gets work at once, filled across clients up to its budget, unless all that
+   waits is of clients that are held; one that computes large requests and takes express
+   batches gets small ones at once as well, as one such batch at a time;
 5. expired and cancelled requests are never sent to a worker;
 6. what a lost worker had goes first again; a request that was in hand when two died is
    tried alone, and when a third dies it fails alone.
@@ -61,6 +61,8 @@ class Scheduler:
             events.RequestsArrived: self._on_requests_arrived,
             events.RequestsCancelled: self._on_requests_cancelled,
             events.ClientLost: self._on_client_lost,
+            events.ClientHeld: self._on_client_held,
+            events.ClientReleased: self._on_client_released,
             events.WorkerReady: self._on_worker_ready,
             events.WorkerRetired: self._on_worker_retired,
             events.WorkerLost: self._on_worker_lost,
@@ -195,6 +197,13 @@ class Scheduler:
     def _on_client_lost(self, event: events.ClientLost) -> None:
         for request in self._ledger.requests_of(event.client):
             self._cancel(request)
+        self._queue.release(event.client)
+
+    def _on_client_held(self, event: events.ClientHeld) -> None:
+        self._queue.hold(event.client)
+
+    def _on_client_released(self, event: events.ClientReleased) -> None:
+        self._queue.release(event.client)
 
     def _cancel(self, request: Request) -> None:
         self._close(request)

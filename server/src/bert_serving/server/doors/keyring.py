@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bert_serving.client.keys import KeyFileError, read_certificate
-
-from .certificates import PUBLIC_SUFFIX
+from bert_serving.server.certificates import PUBLIC_SUFFIX
 
 MAX_KEYS = 10_000
 

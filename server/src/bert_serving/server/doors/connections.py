@@ -26,11 +26,16 @@ def address_of(descriptor: int) -> str | None:
     return str(peer[0]) if isinstance(peer, tuple) else None
 
 
-def hang_up(descriptor: int, peer: Any) -> None:
-    """End a connection if it is still the one with this peer; ZeroMQ sees that it has ended."""
+def hang_up(descriptor: int, peer: Any) -> bool:
+    """End a connection if it is still the one with this peer; ZeroMQ sees that it has ended.
+
+    Returns whether there was one to end.
+    """
     try:
         with sockets.fromfd(descriptor, sockets.AF_INET, sockets.SOCK_STREAM) as copy:
-            if peer is not None and copy.getpeername() == peer:
-                copy.shutdown(sockets.SHUT_RDWR)
+            if peer is None or copy.getpeername() != peer:
+                return False
+            copy.shutdown(sockets.SHUT_RDWR)
+            return True
     except OSError:  # it has ended already
-        pass
+        return False

@@ -19,13 +19,13 @@ from zmq.utils.monitor import parse_monitor_message
 
 from bert_serving.client.keys import read_secret
 from bert_serving.client.sockets import received_messages
+from bert_serving.server.roles import DoorConfig
 
 from . import zap
 from .connections import address_of, hang_up, peer_of
 from .handshakes import Handshakes, monitored
 from .keyring import Keyring
 from .refusals import Refusals
-from .roles import DoorConfig
 
 log = logging.getLogger("bert_serving.doors")
 

@@ -105,7 +105,7 @@ def whole_run(run_folder: Path) -> Iterator[BenchmarkProcess]:
     values = [
         word for name, given in EXPERIMENTS.items() for word in (f"-test_{name}", *map(str, given))
     ]
-    options = ("-model_dir", "fake:64", *TINY, *values, "-port", "5555")
+    options = ("-model_dir", "fake:64", *TINY, *values, "-port", "5555", "-client_keys", "keys")
     benchmark = BenchmarkProcess(run_folder, *options)
     try:
         benchmark.wait()
@@ -194,7 +194,7 @@ def test_tables_are_shown_and_written_alike(whole_run: BenchmarkProcess) -> None
             cells = [f"{measurement['value']}", f"{measurement['rows']:,}"]
             rows = [line.strip("| ").split(" | ") for line in report.splitlines()]
             assert any(row[0] == cells[0] and cells[1] in row for row in rows)
-    assert "not used: -port" in whole_run.said
+    assert "not used: -port, -client_keys: servers take" in whole_run.said
     assert "1 worker" in report and "cores" in report
 
 

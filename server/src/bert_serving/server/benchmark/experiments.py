@@ -15,7 +15,8 @@ WARM_UP_REPEATS = 2
 """Connecting, and a server's first batches, are no measure of what follows."""
 
 PORTS = ("port", "legacy_port", "legacy_port_out", "http_port")
-NOT_OURS = (*PORTS, "port_out", "ready_file")
+DOORS = ("server_key", "client_keys", "worker_keys", "admin_keys", "backend_port")
+NOT_OURS = (*PORTS, *DOORS, "port_out", "ready_file")
 
 
 @dataclass(frozen=True)

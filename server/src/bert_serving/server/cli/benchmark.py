@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"-output {error.filename}: {error.strerror}")
     if unused := unused_options(vars(args)):
-        _say(f"not used: {', '.join(f'-{name}' for name in unused)}: servers take any free ports")
+        names = ", ".join(f"-{name}" for name in unused)
+        _say(f"not used: {names}: servers take any free ports, and no keys")
     if not args.no_plot and not config.plots:
         _say(plots.ADVICE)
     try:

@@ -24,9 +24,10 @@ from transformers import (
 )
 from varlen_reference import Captures, plain_varlen_attn
 
+from bert_serving.server.model import cuda_graphs
 from bert_serving.server.model.bert import BertEncoder
 from bert_serving.server.model.checkpoint import find_checkpoint
-from bert_serving.server.model.cuda_graphs import MOST_TOKENS, GraphedEncoder, Shape
+from bert_serving.server.model.cuda_graphs import GraphedEncoder, Shape
 from bert_serving.server.model.encoder import TokenBatch
 from bert_serving.server.model.encoder_replica import EncoderReplica
 from bert_serving.server.model.families import find_family
@@ -237,7 +238,7 @@ def token_batch(tokens, rows, longest):
 
 def test_shapes_have_room_and_are_few():
     shapes = set()
-    for tokens in [*range(1, 3000), 5000, 6145, MOST_TOKENS]:
+    for tokens in [*range(1, 3000), 5000, 6145, cuda_graphs.MOST_TOKENS]:
         longest = min(tokens, 512)
         shape = Shape.of(token_batch(tokens, max(tokens // 16, 1), longest))
         assert shape.tokens >= tokens
@@ -246,23 +247,26 @@ def test_shapes_have_room_and_are_few():
         assert shape.rows >= max(tokens // 16, 1)
         assert shape.longest >= longest
         shapes.add(shape)
-    assert max(shape.tokens for shape in shapes) == MOST_TOKENS
+    assert max(shape.tokens for shape in shapes) == cuda_graphs.MOST_TOKENS
     assert len(shapes) <= 40
 
 
-def test_only_what_comes_again_and_is_small_is_captured(load, tiny_dir):
+def test_only_what_comes_again_and_is_small_is_captured(load, tiny_dir, monkeypatch):
+    most = 1024
+    assert most < cuda_graphs.MOST_TOKENS  # whose square a plain attention takes in memory
+    monkeypatch.setattr(cuda_graphs, "MOST_TOKENS", most)
     directory, _ = tiny_dir()
     captures = Captures()
-    ours = as_on_cuda(load(directory), directory, captures, max_batch_tokens=2 * MOST_TOKENS)
+    ours = as_on_cuda(load(directory), directory, captures, max_batch_tokens=2 * most)
     encode(ours, ["a"])
     assert not captures.played
     encode(ours, ["b"])
     assert captures.played == [1]
     encode(ours, ["c"])
     assert captures.played == [2]
-    many = ["today the weather is fine"] * (MOST_TOKENS // 6)
+    many = ["today the weather is fine"] * (most // 6)
     tokens, _ = encode(ours, many)
-    assert len(tokens.ids) > MOST_TOKENS
+    assert len(tokens.ids) > most
     encode(ours, many)
     assert captures.played == [2]
 

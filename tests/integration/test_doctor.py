@@ -89,9 +89,31 @@ def test_a_server_that_asks_for_keys_is_asked_with_them(
     assert "asks for keys" in found["server"]["seen"]
     found = examined(*options, "-client_cert", str(client_cert), status=0)
     assert "compute" in found["latency"]["seen"]
-    secret.chmod(0o644)
-    found = examined(*options, status=1)
-    assert "anybody can read" in found["keys"]["seen"]
+
+
+def test_every_folder_of_keys_is_looked_into(tmp_path: Path) -> None:
+    keygen = str(COMMANDS / "bert-serving-keygen")
+    for names in (("server",), ("client", "alice"), ("worker", "gpu7"), ("admin", "root")):
+        command = [keygen, *names, "-dir", str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60 * SECOND)
+    config = ServerConfig(
+        server_key=str(tmp_path / "server.key_secret"),
+        client_keys=str(tmp_path / "clients"),
+        worker_keys=str(tmp_path / "workers"),
+        admin_keys=str(tmp_path / "admins"),
+    )
+
+    def seen() -> str:
+        (finding,) = make("keys", Settings(config))
+        return finding.seen
+
+    assert "1 client key(s), 1 worker key(s), 1 administrator key(s)" in seen()
+    (tmp_path / "admins" / "root.key").write_text("no key")
+    assert "root.key" in seen()
+    (tmp_path / "admins" / "root.key").unlink()
+    assert "no administrator has a key in -admin_keys" in seen()
+    (tmp_path / "server.key_secret").chmod(0o644)
+    assert "anybody can read" in seen()
 
 
 def test_a_server_that_still_loads_is_a_problem(start_server: Starter) -> None:

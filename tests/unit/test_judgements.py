@@ -98,8 +98,13 @@ JUDGED: list[tuple[Finding, str, str]] = [
     (ports.judge_port("port", "h", 5555, errno.EADDRINUSE, ""), PROBLEM, "another user"),
     (ports.judge_port("port", "h", 80, errno.EACCES, ""), PROBLEM, "not allowed"),
     (ports.judge_port("port", "h", 5555, errno.EADDRNOTAVAIL, ""), PROBLEM, "EADDRNOTAVAIL"),
-    (key_files.judge_keys("server.key_secret", 2), OK, "2 client key"),
-    (key_files.judge_keys("server.key_secret", 0), WARNING, "no client has a key"),
+    (key_files.judge_keys("server.key_secret", {"client_keys": 2}), OK, "2 client key"),
+    (key_files.judge_keys("server.key_secret", {"client_keys": 0}), WARNING, "no client has a key"),
+    (
+        key_files.judge_keys("k", {"client_keys": 1, "worker_keys": 0, "admin_keys": 0}),
+        WARNING,
+        "no worker or administrator has a key in -worker_keys or -admin_keys",
+    ),
     # devices
     (gpus.judge_cpu(["cpu"], [4]), OK, "of 4 thread"),
     (gpus.judge_gpus(["cuda:0"], 1, "12.8", ["H200"]), OK, "H200 (CUDA 12.8)"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,69 +112,106 @@ def test_what_was_held_of_a_client_that_has_gone_is_let_go(server: ServerProcess
 # the account
 
 
-Pipe: TypeAlias = tuple[bytes, zmq.Socket[Any], zmq.Socket[Any]]
+@dataclass
+class Pipe:
+    """A ROUTER's connection to a client that has said something.
+
+    Attributes:
+        first: the first frame of what it said: its route.
+
+    """
+
+    router: zmq.Socket[Any]
+    dealer: zmq.Socket[Any]
+    first: zmq.Frame
+
+    @property
+    def route(self) -> bytes:
+        return self.first.bytes
+
+    def answer(self, clients: Clients, number: int, nbytes: int) -> None:
+        frames = [b"header", number.to_bytes(4, "big") + bytes(nbytes - 4)]
+        self.router.send_multipart([self.route, *clients.account(self.route, frames)])
+
+    def fill(self, clients: Clients, nbytes: int) -> int:
+        """Send answers until the client is to be held; returns how many."""
+        for number in range(1_000_000):
+            self.answer(clients, number, nbytes)
+            if clients.is_to_be_held(self.route):
+                return number + 1
+        raise AssertionError("it was never held")
 
 
 @pytest.fixture
 def pipe() -> Iterator[Pipe]:
-    """Give the route of a client that has said something, a ROUTER and the client's DEALER."""
     with (
         zmq.Context() as context,
         context.socket(zmq.ROUTER) as router,
         context.socket(zmq.DEALER) as dealer,
     ):
         router.linger = dealer.linger = router.sndhwm = 0
-        dealer.rcvhwm, dealer.rcvbuf = 1, 64 << 10
         router.sndbuf = 64 << 10
+        dealer.rcvhwm, dealer.rcvbuf = 1, 64 << 10
         dealer.connect(f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}")
         dealer.send(b"")
-        route, _ = router.recv_multipart()
-        yield route, router, dealer
+        first = router.recv(copy=False)
+        assert isinstance(first, zmq.Frame)
+        router.recv()
+        yield Pipe(router, dealer, first)
 
 
-def fill(clients: Clients, pipe: Pipe, nbytes: int) -> int:
-    """Send answers until a client is to be held; returns how many."""
-    route, router, _ = pipe
-    for number in range(1_000_000):
-        content = number.to_bytes(4, "big") + bytes(nbytes - 4)
-        router.send_multipart([route, *clients.account(route, [b"header", content])])
-        if clients.is_to_be_held(route):
-            return number + 1
-    raise AssertionError("it was never held")
+@pytest.fixture
+def clients(pipe: Pipe) -> Clients:
+    clients = Clients(20 * STRETCH_BYTES)
+    clients.heard(pipe.first)
+    return clients
 
 
 @pytest.mark.parametrize("nbytes", [1_000, STRETCH_BYTES // 3, 3 * STRETCH_BYTES])
-def test_who_has_read_enough_is_released(pipe: Pipe, nbytes: int) -> None:
-    route, _, dealer = pipe
-    clients = Clients(20 * STRETCH_BYTES)
-    sent = fill(clients, pipe, nbytes)
+def test_who_has_read_enough_is_released(pipe: Pipe, clients: Clients, nbytes: int) -> None:
+    sent = pipe.fill(clients, nbytes)
     assert 8 * STRETCH_BYTES < clients.unread_bytes < 16 * STRETCH_BYTES
     assert clients.are_held
     assert clients.released() == []
-    assert not clients.is_to_be_held(route)  # it is already
+    assert not clients.is_to_be_held(pipe.route)  # it is already
     for number in range(sent):
-        header, content = dealer.recv_multipart()
+        header, content = pipe.dealer.recv_multipart()
         assert (header, content[:4], len(content)) == (b"header", number.to_bytes(4, "big"), nbytes)
-    eventually(lambda: clients.released() == [route])
+    eventually(lambda: clients.released() == [pipe.route])
     assert not clients.are_held
     eventually(lambda: clients.unread_bytes == 0)
 
 
 def test_who_has_read_nothing_for_long_is_hopeless(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+    pipe: Pipe, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bert_serving.server.clients.HOPELESS_S", 0.5 * SECOND)
-    route, _, dealer = pipe
-    clients = Clients(20 * STRETCH_BYTES)
-    for _ in range(fill(clients, pipe, STRETCH_BYTES) - 1):
-        dealer.recv()
-        dealer.recv()
-        if clients.released():
-            break
-        time.sleep(0.3 * SECOND)
+    pipe.fill(clients, STRETCH_BYTES)
+    while not clients.released():  # it reads slowly
+        pipe.dealer.recv_multipart()
+        time.sleep(0.2 * SECOND)
         assert not clients.hopeless()
-    fill(clients, pipe, STRETCH_BYTES)
-    eventually(lambda: clients.hopeless() == [route])
-    clients.forget(route)
+    pipe.fill(clients, STRETCH_BYTES)
+    eventually(lambda: clients.hopeless() == [pipe.route])
+    clients.forget(pipe.route)
     assert not clients.are_held
     assert clients.unread_bytes == 0
+
+
+def test_an_idle_client_is_forgotten_unless_it_has_to_read_or_listens(
+    pipe: Pipe, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_known() -> bool:
+        return len(clients._clients) == 1
+
+    assert clients.count() == 1
+    monkeypatch.setattr("bert_serving.server.clients.ACTIVE_S", 0.0)
+    clients.set_listening(pipe.route, is_listening=True)
+    assert clients.count() == 0
+    assert is_known()
+    clients.set_listening(pipe.route, is_listening=False)
+    for _ in range(pipe.fill(clients, STRETCH_BYTES)):
+        assert clients.count() == 0
+        assert is_known()
+        pipe.dealer.recv_multipart()
+    eventually(lambda: clients.count() == 0 and not is_known())

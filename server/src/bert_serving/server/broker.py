@@ -218,7 +218,6 @@ class Broker:
 
     def _on_hello(self, route: bytes, hello: Hello) -> None:
         log.debug("hello from %s", hello.client)
-        self._clients.make_room()
         welcome = self._roster.welcome(
             is_draining=self._scheduler.is_draining, connection=self._clients.name_of(route)
         )
@@ -227,6 +226,7 @@ class Broker:
     def _on_membership(self, route: bytes, membership: Membership) -> None:
         refusal = self._groups.set(route, membership.groups)
         if refusal is None:
+            self._clients.set_listening(route, is_listening=bool(membership.groups))
             self._answer(route, membership.to_frames())
         else:
             self._answer(route, ErrorAnswer(membership.id, "overloaded", refusal).to_frames())

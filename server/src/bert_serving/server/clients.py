@@ -28,6 +28,7 @@ class _Client:
     heard_at: float
     descriptor: int
     peer: Any
+    is_listening: bool = False
 
 
 @dataclass(slots=True)
@@ -51,36 +52,46 @@ class Clients:
         self._unread = Unread(max_unread_bytes)
         self._held: dict[bytes, _Hold] = {}
         self._key = os.urandom(16)
+        self._next_count = 0.0
 
     @property
     def unread_bytes(self) -> int:
         """Bytes of the answers that wait to be read."""
+        self._unread.settle()
         return self._unread.nbytes
 
     def heard(self, first: zmq.Frame) -> None:
         """Note that a client has sent a message, by its first frame, which is its route."""
-        route, descriptor = first.bytes, int(first.get(zmq.SRCFD))
+        now, route, descriptor = time.monotonic(), first.bytes, int(first.get(zmq.SRCFD))
         client = self._clients.get(route)
         if client is not None and client.descriptor == descriptor:
-            client.heard_at = time.monotonic()
-        elif client is not None or len(self._clients) < MAX_COUNTED:
-            self._clients[route] = _Client(time.monotonic(), descriptor, peer_of(descriptor))
+            client.heard_at = now
+        elif client is not None or self._has_room(now):
+            self._clients[route] = _Client(now, descriptor, peer_of(descriptor))
 
-    def make_room(self) -> None:
-        """Forget clients that are idle if there are too many to count."""
-        if len(self._clients) >= MAX_COUNTED:
+    def set_listening(self, route: bytes, *, is_listening: bool) -> None:
+        """Note whether a client gets what it has not asked for: it is kept, however silent."""
+        client = self._clients.get(route)
+        if client is not None:
+            client.is_listening = is_listening
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more can be counted; forgets those that are idle if not, now and then."""
+        if len(self._clients) >= MAX_COUNTED and now >= self._next_count:
+            self._next_count = now + 1.0
             self.count()
+        return len(self._clients) < MAX_COUNTED
 
     def count(self) -> int:
-        """Return how many clients are active, and forget those who have nothing to read either."""
+        """Return how many clients are active; forgets the others unless they have to read."""
         since = time.monotonic() - ACTIVE_S
-        active = {route for route, client in self._clients.items() if client.heard_at >= since}
-        self._clients = {
-            route: client
-            for route, client in self._clients.items()
-            if route in active or self._unread.has(route)
-        }
-        return len(active)
+        idle = [item for item in self._clients.items() if item[1].heard_at < since]
+        num_active = len(self._clients) - len(idle)
+        self._unread.settle()
+        for route, client in idle:
+            if not client.is_listening and not self._unread.of(route):
+                self.forget(route)
+        return num_active
 
     def name_of(self, route: bytes) -> str:
         """Return a connection's name, which is another one after a reconnect or restart."""
@@ -88,7 +99,7 @@ class Clients:
 
     def account(self, route: bytes, frames: Sequence[Any]) -> Sequence[Any]:
         """Count an answer that is to be sent; returns the frames to send."""
-        return self._unread.add(route, frames)
+        return self._unread.add(route, frames) if route in self._clients else frames
 
     def is_to_be_held(self, route: bytes) -> bool:
         """Whether a client is to get no more answers now, as too many wait for it already.
@@ -167,12 +178,7 @@ class Unread:
     @property
     def nbytes(self) -> int:
         """Bytes that wait, of all clients; what is less than a stretch of a client is left out."""
-        self._settle()
         return self._nbytes
-
-    def has(self, route: bytes) -> bool:
-        """Whether there is a stretch that a client has not read."""
-        return self.of(route) > 0
 
     def of(self, route: bytes) -> int:
         """Return the bytes that wait for one client."""
@@ -205,7 +211,7 @@ class Unread:
         backlog = self._backlogs.get(route)
         if backlog is None or backlog.nbytes <= max(self._max_bytes - self._nbytes, 0):
             return False
-        self._settle()
+        self.settle()
         return backlog.nbytes > max(self._max_bytes - self._nbytes, 0)
 
     def forget(self, route: bytes) -> None:
@@ -214,7 +220,7 @@ class Unread:
         if backlog is not None:
             self._nbytes -= backlog.nbytes
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Take off what has been sent."""
         for backlog in self._backlogs.values():
             stretches = backlog.stretches

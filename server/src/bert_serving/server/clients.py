@@ -153,7 +153,6 @@ class Clients:
 class _Backlog:
     """What of one client's ZeroMQ still holds: stretches of answers, the oldest first."""
 
-    open_bytes: int = 0
     stretches: deque[tuple[zmq.MessageTracker, int]] = field(default_factory=deque)
     nbytes: int = 0
 
@@ -172,7 +171,8 @@ class Unread:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._backlogs: dict[bytes, _Backlog] = {}
+        self._begun: dict[bytes, int] = {}  # bytes of each client's stretch that is not full
+        self._backlogs: dict[bytes, _Backlog] = {}  # of those that have full ones
         self._nbytes = 0
 
     @property
@@ -187,20 +187,19 @@ class Unread:
 
     def add(self, route: bytes, frames: Sequence[Any]) -> Sequence[Any]:
         """Count an answer; returns its frames, of which the last one may now be tracked."""
-        backlog = self._backlogs.get(route)
-        if backlog is None:
-            backlog = self._backlogs[route] = _Backlog()
-        backlog.open_bytes += sum(map(len, frames))
-        if backlog.open_bytes < STRETCH_BYTES:
+        nbytes = self._begun.get(route, 0) + sum(map(len, frames))
+        if nbytes < STRETCH_BYTES:
+            self._begun[route] = nbytes
             return frames
         last = frames[-1]
         content = last.buffer if isinstance(last, zmq.Frame) else last
         tracked = zmq.Frame(content, track=True, copy=False)
         assert tracked.tracker is not None
-        backlog.stretches.append((tracked.tracker, backlog.open_bytes))
-        backlog.nbytes += backlog.open_bytes
-        self._nbytes += backlog.open_bytes
-        backlog.open_bytes = 0
+        backlog = self._backlogs.setdefault(route, _Backlog())
+        backlog.stretches.append((tracked.tracker, nbytes))
+        backlog.nbytes += nbytes
+        self._nbytes += nbytes
+        self._begun[route] = 0
         return [*frames[:-1], tracked]
 
     def is_too_much(self, route: bytes) -> bool:
@@ -216,15 +215,18 @@ class Unread:
 
     def forget(self, route: bytes) -> None:
         """Count a client's answers no more."""
+        self._begun.pop(route, None)
         backlog = self._backlogs.pop(route, None)
         if backlog is not None:
             self._nbytes -= backlog.nbytes
 
     def settle(self) -> None:
         """Take off what has been sent."""
-        for backlog in self._backlogs.values():
+        for route, backlog in list(self._backlogs.items()):
             stretches = backlog.stretches
             while stretches and stretches[0][0].done:
                 _, nbytes = stretches.popleft()
                 backlog.nbytes -= nbytes
                 self._nbytes -= nbytes
+            if not stretches:
+                del self._backlogs[route]

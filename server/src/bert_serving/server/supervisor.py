@@ -26,20 +26,18 @@ from .broker_link import BrokerLink
 from .children import Children, restart_later
 from .config import ServerConfig
 from .devices import place_workers
+from .draining import Drain
 from .layout_calibration import with_num_worker
 from .preflight import StartError
 from .processes import Child
 from .roles import WorkerConfig, broker_config, legacy_config, port_of, worker_config
 from .scheduling.restarts import RestartPolicy
 from .service_manager import ServiceManager
-from .worker_protocol import gateway_route
 from .workforce import Workforce
 
 log = logging.getLogger("bert_serving.supervisor")
 
 TURN_MS = 100  # how soon the end of a child, or a signal, is noticed
-STOP_TIMEOUT_S = 1.0  # for the broker to answer what is open, and then for the gateways
-END_TIMEOUT_S = 5.0  # from being told to end to being killed
 CAUSE_TIMEOUT_S = 2.0  # how long a child's last message may take
 BROKER_MAX_DELAY_S = 1.0  # between two lives of the broker: nobody is served meanwhile
 
@@ -102,16 +100,15 @@ class Supervisor:
         self._administration = Administration(
             config, self._addresses, self._children, self._broker, self._workforce
         )
+        self._drain = Drain(self._children, self._broker, self._control)
         self._manager = ServiceManager()
         self._native = ""
         self._backend: str | None = None
         self._legacy: list[str] = []
         self._cause: str | None = None
         self._terminators: list[Answer] = []
-        self._drain_deadline: float | None = None
         self._workers_are_ready = False
         self._is_ready = False
-        self._broker_drains = False
         self.stop_signals = 0
         self.is_to_reload = False
         self._on_broker: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -131,7 +128,7 @@ class Supervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end_children()
+        self._drain.end_children()
         for answer in self._terminators:
             answer("terminated")
         self._control.close()
@@ -168,12 +165,12 @@ class Supervisor:
         """
         while True:
             self._turn()
-            if self._drain_deadline is None and self.stop_signals:
-                self._drain()
+            if self.stop_signals and not self._drain.has_begun:
+                self._begin_drain()
             if self.stop_signals > 1:
                 log.warning("told to stop a second time: ending at once")
                 return exit_codes.FAILED
-            if self._drain_deadline is not None and self._has_drained():
+            if self._has_drained():
                 return exit_codes.OK
             if self.is_to_reload:
                 self._reload()
@@ -344,7 +341,7 @@ class Supervisor:
             self._broker.tell("worker_lost", worker=child.config.worker_id, pid=pid)
             if self._has_left(child):
                 return
-        if self._drain_deadline is not None:
+        if self._drain.has_begun:
             if not is_broker and not is_gateway and child.exit_status != exit_codes.OK:
                 self._start_another(child, now)
         elif self._native if is_broker else self._is_ready:
@@ -386,54 +383,19 @@ class Supervisor:
         while self._cause is None and time.monotonic() < deadline:
             self._turn()
 
-    # ending
-
-    def _drain(self) -> None:
-        log.info("stopping: working off what was accepted")
+    def _begin_drain(self) -> None:
         self._workforce.abandon("the server is stopping")
         self._manager.is_stopping()
-        self._drain_deadline = time.monotonic() + self._config.drain_timeout
-        if not self._is_ready:
-            self._drain_deadline = 0.0  # nothing can have been computed: end at once
-        if self._children.gateway is not None:
-            self._children.gateway.restart_at = None
-            self._tell_gateway("drain")
+        # what is not ready can have computed nothing: it ends at once
+        self._drain.begin(self._config.drain_timeout if self._is_ready else 0.0)
 
     def _has_drained(self) -> bool:
-        """Return whether all has been worked off, or time is up: the gateway's calls first.
-
-        They go on as requests of a client's that the draining broker would refuse.
-        """
-        assert self._children.broker is not None and self._drain_deadline is not None
-        if not self._children.broker.is_alive:
-            return True
-        if time.monotonic() >= self._drain_deadline:
-            if self._is_ready:
-                log.warning("not everything could be worked off in time: ending all the same")
-            return True
-        if not self._broker_drains and not self._children.gateway_answers:
-            self._broker_drains = True
-            self._broker.tell("drain")
-        return False
-
-    def _tell_gateway(self, kind: str) -> None:
-        gateway = self._children.gateway
-        if gateway is not None and gateway.pid is not None:
-            self._control.tell(gateway_route(gateway.pid), kind)
-
-    def _end_children(self) -> None:
-        """End every child: one that a draining broker has told may take its time."""
-        for child, pid in self._children.take_ended():
-            log.debug("%s (process %d) %s", child.name, pid, _end_of(child))
-        broker, gateway = self._children.broker, self._children.gateway
-        has_drained = broker is not None and broker.exit_status == exit_codes.OK
-        if broker is not None and self._broker.is_bound:
-            self._broker.tell("stop")  # answer all that is open: there is no more time
-            broker.end(STOP_TIMEOUT_S)
-        if gateway is not None and self._children.gateway_answers:
-            self._tell_gateway("stop")  # answer with what the broker said last, or an error
-            gateway.end(STOP_TIMEOUT_S)
-        self._children.end(END_TIMEOUT_S if has_drained else 0.0)
+        if not self._drain.has_begun or not self._drain.is_over():
+            return False
+        broker = self._children.broker
+        if self._is_ready and broker is not None and broker.is_alive:
+            log.warning("not everything could be worked off in time: ending all the same")
+        return True
 
 
 def _end_of(child: Child[Any]) -> str:

@@ -71,7 +71,7 @@ def test_a_killed_broker_is_replaced_under_load_and_no_worker_is(start_server: S
             kill_broker(server)
             started = time.monotonic()
             assert answers(server)
-            assert time.monotonic() - started < 3 * SECOND
+            assert time.monotonic() - started < 10 * SECOND
         stop.set()
         for call in calls:
             call.result()

@@ -72,7 +72,8 @@ def test_a_ready_server_says_where_it_is_in_a_line_and_in_a_file(start_server: S
     server = start_server("-num_worker", "2")
     addresses = json.loads(server.ready_file.read_text())
     assert addresses == {"native": f"tcp://127.0.0.1:{server.port}", "pid": server.pid}
-    assert f"ready native=tcp://127.0.0.1:{server.port} pid={server.pid}\n" in server.log
+    line = f"ready native=tcp://127.0.0.1:{server.port} pid={server.pid}\n"
+    eventually(lambda: line in server.log)  # it is written after the file
     status = server.status()
     assert status["state"] == "ready"
     assert [worker["state"] for worker in status["workers"]] == ["ready", "ready"]
@@ -84,7 +85,7 @@ def test_the_ready_file_is_never_seen_half_written_or_stale(run_folder: Path) ->
     server.ready_file.write_text("from the server before")
     try:
         eventually(lambda: not server.ready_file.exists())
-        eventually(server.ready_file.exists)
+        eventually(server.ready_file.exists, within=60 * SECOND)
         assert json.loads(server.ready_file.read_text())["pid"] == server.pid
         assert not list(run_folder.glob(f".{server.ready_file.name}*"))
     finally:

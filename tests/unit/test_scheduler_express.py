@@ -52,14 +52,25 @@ def test_express_batches_go_one_at_a_time_and_are_filled_meanwhile() -> None:
     assert express(scene.answer("w")) == [(b"w", ["b0", "a1"])]
 
 
-def test_an_express_batch_is_a_quarter_of_the_budget_or_one_request() -> None:
-    scene = bulk_on("w", tokens=100)
-    scene.ask("a0", rows=16, nbytes=1_000)
+@pytest.mark.parametrize(
+    ("budget", "nbytes", "taken"),
+    [
+        (2_000, 1_000, 1),  # 252 tokens each, by estimate: a quarter of the budget has one
+        (4_000, 1_000, 3),
+        (400, 200, 4),  # 52 each: a small budget's quarter would be too little
+        (100, 120, 3),  # 32 each
+    ],
+)
+def test_an_express_batch_is_a_quarter_of_the_budget_or_256_tokens(
+    budget: int, nbytes: int, taken: int
+) -> None:
+    scene = bulk_on("w", tokens=budget)
+    scene.ask("a0", rows=16, nbytes=8_000)  # or one request
     for number in range(5):
-        scene.ask(f"b{number}", nbytes=40)  # 12 tokens each, by estimate
+        scene.ask(f"b{number}", nbytes=nbytes)
     assert scene.sent[b"w"][-1].payloads == ["a0"]
     scene.sent[b"w"].reverse()
-    assert express(scene.answer("w")) == [(b"w", ["b0", "b1"])]
+    assert express(scene.answer("w")) == [(b"w", [f"b{number}" for number in range(taken)])]
 
 
 def test_small_requests_wait_for_the_lane_rather_than_behind_large_ones() -> None:

@@ -53,6 +53,7 @@ CLIENTS = [b"ann", b"bob", b"cy"]
 WORKERS = [b"w0", b"w1", b"w2"]
 MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 12
 EXPRESS_COST = 48
+MAX_EXPRESS_TOKENS = max(MAX_BATCH_TOKENS / 4, min(MAX_BATCH_TOKENS, 256))
 
 Flow: TypeAlias = tuple[str | bytes, bool]
 """A client or "class", and whether it is about small requests."""
@@ -551,7 +552,7 @@ class Promises(RuleBasedStateMachine):
         held.is_on_trial = True
 
     def check_filling(self, batch: list[Asked], held: Held, *, is_express: bool) -> None:
-        max_tokens = MAX_BATCH_TOKENS / 4 if is_express else MAX_BATCH_TOKENS
+        max_tokens = MAX_EXPRESS_TOKENS if is_express else MAX_BATCH_TOKENS
         if len(batch) > 1:
             assert sum(asked.cost for asked in batch) <= max_tokens
             assert sum(asked.rows for asked in batch) <= MAX_BATCH_ROWS

@@ -23,6 +23,7 @@ MAX_ROWS_A_REQUEST = 256  # beyond that a larger request is not cheaper a row an
 TOKENS_A_ROW = 16  # of a short sentence: what a request's rows are reckoned at
 BYTES_A_TOKEN = 8  # generous: Latin script has about 4
 SHAPE = ("hidden_size", "num_layers", "max_length", "head_sizes")
+LEAST_ROWS = 16  # of a request of a large call: below, the way there and back tells
 BATCHES_IN_FLIGHT = 6  # a worker has two in hand; the others hide the way there and back
 
 
@@ -126,13 +127,15 @@ class Roster:
         """Return how clients should cut: requests about as large as what a worker takes.
 
         A request that fills a worker's budget costs the least per row; more in flight
-        than the workers can hold would only wait here instead of there.
+        than the workers can hold would only wait here instead of there. The parts of a large
+        call must not be taken for small requests, however little a slow worker takes.
         """
         most = min(self._config.max_request_bytes, MAX_ROWS_BYTES)
         if not self._budget:
             return Limits(max_bytes=min(Limits.max_bytes, most), max_request_bytes=most)
         share = max(self._config.limits.max_queue_rows // 2, 1)  # that one client may hold
-        max_rows = min(max(self._budget // TOKENS_A_ROW, 16), self._config_rows, share)
+        a_part = max(2 * self._config.limits.priority_batch_size, LEAST_ROWS)
+        max_rows = min(max(self._budget // TOKENS_A_ROW, a_part), self._config_rows, share)
         max_bytes = max(max_rows * TOKENS_A_ROW * BYTES_A_TOKEN, 4096)
         a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
         window = int(BATCHES_IN_FLIGHT * a_batch * self._num_worker) + 1

@@ -34,6 +34,10 @@ from bert_serving.server.scheduling.workers import WorkerPool, WorkerState
 EXPRESS_SHARE = 0.25
 """Of a worker's budget, the most tokens of an express batch: the next one waits no longer."""
 
+EXPRESS_TOKENS = 256
+"""But so many it may have, if the budget does: between two express batches a layer of large
+requests is computed, and a worker with a small budget could not keep up with small ones."""
+
 
 class Scheduler:
     """The broker's policy, with everything that it remembers.
@@ -343,7 +347,9 @@ class Scheduler:
             self._send(state, [self._queue.take_suspect()])
 
     def _send_express(self, state: WorkerState) -> None:
-        tokens = EXPRESS_SHARE * state.max_batch_tokens
+        tokens = max(
+            EXPRESS_SHARE * state.max_batch_tokens, min(state.max_batch_tokens, EXPRESS_TOKENS)
+        )
         batch = self._queue.take_express(tokens, state.max_batch_rows)
         self._send(state, batch, is_express=True)
 

@@ -1,0 +1,40 @@
+"""What clients are told of the workers: how large their requests should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bert_serving.client.messages import Limits
+from bert_serving.server.config import ServerConfig
+from bert_serving.server.control import addresses
+from bert_serving.server.roles import broker_config
+from bert_serving.server.roster import TOKENS_A_ROW, Roster
+
+
+def limits(budget: int, **options: Any) -> Limits:
+    """Return what a client is told when a worker has come that takes so many tokens."""
+    config = ServerConfig(**options)
+    roster = Roster(broker_config(config, addresses(1), num_worker=1))
+    worker = {"worker": 0, "pid": 1, "host": "here", "device": "cpu", "model": {}}
+    roster.mark_ready(b"w", {**worker, "max_batch_tokens": budget})
+    return roster.limits()
+
+
+def test_a_request_of_a_large_call_fills_a_worker() -> None:
+    assert limits(2_048).max_rows == 2_048 // TOKENS_A_ROW
+
+
+@pytest.mark.parametrize("budget", [64, 128, 256, 512])
+@pytest.mark.parametrize("priority_batch_size", [0, 1, 16, 40])
+def test_a_part_of_a_large_call_is_not_taken_for_a_small_request(
+    budget: int, priority_batch_size: int
+) -> None:
+    told = limits(budget, priority_batch_size=priority_batch_size)
+    assert told.max_rows > priority_batch_size
+    assert told.window >= 1
+
+
+def test_a_request_has_no_more_rows_than_a_batch_may() -> None:
+    assert limits(2_048, max_batch_size=8).max_rows == 8

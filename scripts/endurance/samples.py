@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 
@@ -22,7 +22,7 @@ class Sample:
 
     at: float
     kib: dict[str, int]
-    latencies_s: Sequence[float]
+    latencies_s: Iterable[float]
 
 
 @dataclass(frozen=True)

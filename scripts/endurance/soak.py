@@ -15,10 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import numpy as np
+import numpy.typing as npt
 from account import Account, check
 from clients import ask_legacy
 from faults import garbage
@@ -28,7 +29,7 @@ from scene import DIM, TIMEOUT_S, Scene, ServerProcess, embeddings, memory_kib, 
 OPTIONS = ("-model_dir", f"fake:{DIM}?row_us=30", "-num_worker", "2", "-legacy_port", "0")
 WARM_UP_S = 120.0  # tables that count the clients of a minute are full after two
 SPAN_S = 60.0
-SAMPLE_S = 1.0
+SAMPLE_S = 5.0
 ROWS = 12
 THREADS = 3
 PAUSE_S = 0.01
@@ -36,11 +37,20 @@ LEGACY_SHARE = 0.2
 
 
 class Callers:
-    """Threads that ask, each time as a new client, and how long each call has taken."""
+    """Threads that ask, each time as a new client, and how long each call has taken.
 
-    def __init__(self, scene: Scene) -> None:
+    All room for what they measure is taken beforehand: this process's memory is judged as well.
+
+    Args:
+        scene: the server, and the account.
+        most: calls that there can be.
+
+    """
+
+    def __init__(self, scene: Scene, most: int) -> None:
         self._scene = scene
-        self._latencies: list[float] = []
+        self._latencies = np.full(most, np.nan, np.float32)
+        self._taken = self._number = 0
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._ask_on, args=(Random(f"{scene.seed} {number}"),))
@@ -57,11 +67,11 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
-    def take(self) -> Sequence[float]:
+    def take(self) -> npt.NDArray[np.float32]:
         """Return the latencies since this was called last."""
         with self._lock:
-            latencies, self._latencies = self._latencies, []
-        return latencies
+            taken, self._taken = self._taken, self._number
+        return self._latencies[taken : self._taken]
 
     def _ask_on(self, rng: Random) -> None:
         while not self._scene.stop.wait(PAUSE_S):
@@ -75,7 +85,8 @@ class Callers:
         with self._scene.account.asking("new client", TIMEOUT_S), self._scene.client() as client:
             check(client.encode(texts), embeddings(texts))
         with self._lock:
-            self._latencies.append(time.monotonic() - started)
+            self._latencies[self._number] = time.monotonic() - started
+            self._number += 1
 
     def _ask_as_old_client(self, rng: Random) -> None:
         identity = b"soak-%d" % rng.randrange(1 << 40)
@@ -117,7 +128,7 @@ def sampled(scene: Scene, callers: Callers, seconds: float) -> list[Sample]:
 
 def run(scene: Scene, seconds: float) -> list[Sample]:
     """Live through a run."""
-    callers = Callers(scene)
+    callers = Callers(scene, most=int(seconds * THREADS / PAUSE_S) + THREADS)
     prober = threading.Thread(target=probe, args=(scene,))
     prober.start()
     callers.start()

@@ -23,7 +23,7 @@ TEXTS = [f"text number {number}" for number in range(200)]
 
 
 def answers(server: ServerProcess, text: str = "a text") -> bool:
-    with server.client() as client:
+    with server.client(connect_timeout=20_000 * SECOND) as client:
         return np.array_equal(client.encode(text), fake_embedding(text, DIM))
 
 

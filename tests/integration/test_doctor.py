@@ -126,8 +126,9 @@ def test_a_server_that_still_loads_is_a_problem(start_server: Starter) -> None:
 def test_a_port_that_is_taken_names_who_has_it() -> None:
     with sockets.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = examined("-port", str(port), "-model_dir", "fake:8", status=1)
-    assert f"process {os.getpid()}" in found[f"port {port}"]["seen"]
+        found = make("ports", Settings(ServerConfig(port=port)))
+    (seen,) = (finding.seen for finding in found if finding.subject == f"port {port}")
+    assert f"process {os.getpid()}" in seen
 
 
 def test_nothing_at_a_port_is_a_problem() -> None:
@@ -151,17 +152,20 @@ def test_a_broken_model_is_a_problem_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x07" * 100)
     found = examined("-port", "0", "-model_dir", str(tmp_path), status=1)
     assert str(tmp_path / "config.json") in found["model"]["seen"]
-    found = examined("-port", "0", "-model_dir", "/no/such/model", status=1)
-    assert "/no/such/model" in found["model"]["seen"]
+    (finding,) = make("model", Settings(ServerConfig(model_dir="/no/such/model")))
+    assert "/no/such/model" in finding.seen
 
 
-def test_a_control_folder_that_others_may_enter_is_a_problem(tmp_path: Path) -> None:
+def test_a_control_folder_that_others_may_enter_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / f"bert-serving-{os.getuid()}"
     folder.mkdir()
     folder.chmod(0o755)
-    options = ("-port", "0", "-model_dir", "fake:8")
-    found = examined(*options, status=1, XDG_RUNTIME_DIR=str(tmp_path))
-    assert "nobody else may enter" in found["control folder"]["seen"]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (finding,) = make("control folder", Settings(ServerConfig()))
+    assert finding.level == "problem"
+    assert "nobody else may enter" in finding.seen
 
 
 def test_a_wrong_option_ends_with_a_usage_message() -> None:

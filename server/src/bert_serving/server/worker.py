@@ -68,6 +68,7 @@ bulk took 6.0 ms instead of 8.0, at the 99th percentile 13.5 instead of 17.5; bu
 
 SHARED_S = 1.0  # after an express batch, others are computed in smaller parts for so long:
 SHARED_PARTS = 8  # the next one then waits for a shorter matrix product
+LEAST_SHARED_TOKENS = 128  # but single rows, one after the other, would take twice the time
 
 
 def run(config: WorkerConfig) -> int:
@@ -240,8 +241,8 @@ class Worker:
     def _work(self) -> None:
         if self._batches:
             is_shared = time.monotonic() < self._shared_until
-            tokens = self._replica.max_batch_tokens // SHARED_PARTS if is_shared else None
-            self._answer(self._batches.popleft(), self._look, tokens)
+            a_part = max(self._replica.max_batch_tokens // SHARED_PARTS, LEAST_SHARED_TOKENS)
+            self._answer(self._batches.popleft(), self._look, a_part if is_shared else None)
 
     def _answer(
         self, batch: Batch, between_layers: BetweenLayers, max_tokens: int | None = None

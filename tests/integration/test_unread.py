@@ -214,4 +214,8 @@ def test_an_idle_client_is_forgotten_unless_it_has_to_read_or_listens(
         assert clients.count() == 0
         assert is_known()
         pipe.dealer.recv_multipart()
-    eventually(lambda: clients.count() == 0 and not is_known())
+    eventually(lambda: clients.count() == 0 and clients.unread_bytes == 0)
+    assert is_known()  # it is held, and must be released first
+    assert clients.released() == [pipe.route]
+    assert clients.count() == 0
+    assert not is_known()

@@ -89,7 +89,8 @@ class Clients:
         num_active = len(self._clients) - len(idle)
         self._unread.settle()
         for route, client in idle:
-            if not client.is_listening and not self._unread.of(route):
+            is_held = route in self._held  # until the scheduler is told otherwise
+            if not (client.is_listening or is_held or self._unread.of(route)):
                 self.forget(route)
         return num_active
 

@@ -243,11 +243,13 @@ def test_what_waits_beyond_its_deadline_is_not_computed(start_server: Starter) -
 
 
 def test_a_call_that_gets_answers_outlives_its_timeout(start_server: Starter) -> None:
-    server = start_server("-model_dir", "fake:384?row_us=100")
-    with server.client(timeout=1_200 * SECOND) as client:
+    server = start_server("-model_dir", f"fake:384?row_us={200 * SECOND}", "-max_batch_size", "256")
+    timeout_s = 2 * SECOND
+    with server.client(timeout=timeout_s * 1000) as client:
         started = time.monotonic()
         assert np.array_equal(client.encode(MANY), expected(MANY))
-        assert time.monotonic() - started > 1.5
+        assert time.monotonic() - started > 1.5 * timeout_s
+    assert not counted(server, "num_failed")  # nothing was computed twice
 
 
 # a full queue

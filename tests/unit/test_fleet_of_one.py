@@ -453,15 +453,23 @@ def test_the_window_shrinks_when_the_server_is_overloaded_and_grows_again() -> N
     assert len(sent(fleet, 1.2)) == 4
 
 
+def test_a_request_may_wait_for_each_answer_before_its_own() -> None:
+    fleet, call = welcomed(max_rows=1, window=3), a_call(["a", "b", "c"])
+    fleet.submit(call, 0.0)
+    assert [message["ttl_ms"] for message in sent(fleet)] == [10_000, 20_000, 30_000]
+
+
 def test_a_request_whose_time_was_up_goes_out_again_if_its_call_has_got_answers() -> None:
-    fleet, call = welcomed(max_rows=1, window=2), a_call(["a", "b"])
+    fleet, call = welcomed(max_rows=1, window=2), a_call(["a", "b", "c"])
     fleet.submit(call, 0.0)
     first, second = sent(fleet)
     fleet.receive(0, answer(first), 9.0)
-    fleet.receive(0, error(second, "deadline_exceeded"), 10.0)
-    (again,) = sent(fleet, 10.0)
-    assert (again["texts"], again["ttl_ms"]) == (["b"], 9_000)
-    fleet.receive(0, error(again, "deadline_exceeded"), 18.9)
+    (third,) = sent(fleet, 9.0)
+    fleet.receive(0, answer(third), 18.0)  # cut after the second one, answered before it
+    fleet.receive(0, error(second, "deadline_exceeded"), 20.0)
+    (again,) = sent(fleet, 20.0)
+    assert (again["texts"], again["ttl_ms"]) == (["b"], 8_000)
+    fleet.receive(0, error(again, "deadline_exceeded"), 27.9)
     with pytest.raises(DeadlineExceeded):
         call.raise_error()
 

@@ -32,7 +32,7 @@ class Request:
         copies: the id that it has at each server (by number) that may answer it.
         attempts: how often it was refused.
         refused_by: the servers that have refused it since it was last put off.
-        deadline: the call's, when the request was sent.
+        deadline: when its answer comes too late, as far as was known when it was sent.
         is_due: it is to be sent, to one more server if others have it.
         is_put_off: it is to be sent later.
 

@@ -144,6 +144,12 @@ class EncodeCall(Call):
         return self._source.total
 
     @property
+    def last_deadline(self) -> float:
+        """The latest instant at which an answer may come: each one before it grants more time."""
+        answers_before = max(self.open_requests - 1, 0)
+        return self.deadline + (answers_before * self.timeout_s if answers_before else 0)
+
+    @property
     def is_all_cut(self) -> bool:
         """Whether every row has gone into a request."""
         return self._source.is_exhausted

@@ -123,8 +123,8 @@ class Session:
         self._open[request_id] = request
         request.copies[self.number] = request_id
         self.window.add(request.chunk)
-        request.deadline = call.deadline
-        ttl_ms = int(min(max((call.deadline - now) * 1000, 1), MAX_TTL_MS))
+        request.deadline = call.last_deadline
+        ttl_ms = int(min(max((request.deadline - now) * 1000, 1), MAX_TTL_MS))
         return call.message(request_id, request.chunk, ttl_ms).to_frames()
 
     def request_status(self, call: StatusCall, now: float) -> None:

@@ -60,11 +60,14 @@ def command_line(pid: int) -> str:
 
 
 def memory_kib(pid: int) -> int:
-    """Return the memory that is a process's own share, in KiB."""
+    """Return the memory that a process has of its own, beside the files it maps, in KiB.
+
+    A share of these files (Pss) would change whenever another process maps them.
+    """
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith("Anonymous:"):
             return int(line.split()[1])
-    raise AssertionError(f"process {pid} has no Pss")
+    raise AssertionError(f"process {pid} does not say what memory it has")
 
 
 class ServerProcess:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -134,6 +135,25 @@ def test_an_express_batch_is_answered_before_the_one_that_runs(start_worker: Wor
         batch_id, answers = worker.answers()
         assert batch_id == number
         assert all(map(is_right, answers, texts[number]))
+
+
+def test_a_flood_by_express_leaves_the_batch_that_runs_its_fifth(
+    start_worker: WorkerStarter,
+) -> None:
+    worker = start_worker(False, row_ms=5 * SECOND)
+    rows = [f"row {n}" for n in range(40)]
+    started = time.monotonic()
+    worker.send_batch(1, *rows)
+    express_ms = []
+    for batch_id in count(2):
+        worker.send_batch(batch_id, *rows[:16], is_express=True)
+        answered, answers = worker.answers()
+        if answered == 1:
+            break
+        express_ms.append(answers[0].compute_ms)
+    whole_ms = 1000 * (time.monotonic() - started)
+    assert sum(express_ms) > whole_ms / 2
+    assert sum(express_ms) <= 0.8 * whole_ms + max(express_ms)
 
 
 def test_a_hang_in_an_express_batch_holds_up_the_one_that_runs(start_worker: WorkerStarter) -> None:

@@ -116,6 +116,38 @@ def test_a_flood_of_small_requests_leaves_a_fifth_to_large_ones() -> None:
     assert abs(cost[b"a"] / 4 - cost[b"b"]) <= 10 / 4 + 100
 
 
+def test_places_of_one_class_cost_it_nothing_where_both_may_go() -> None:
+    queue = filled(*(request("a", i, rows=1, cost=10.0) for i in range(2_000)))
+    for i in range(200):
+        queue.push(request("b", i, rows=17, cost=100.0))
+    queue.take_class(9_000, _EVERYTHING, is_small=True)
+    queue.take_class(9_000, _EVERYTHING, is_small=False)
+    cost: Counter[bytes] = Counter()
+    while sum(cost.values()) < 5_000:
+        taken = take_one(queue)
+        cost[taken.client] += int(taken.cost)
+    assert abs(cost[b"a"] / 4 - cost[b"b"]) <= 10 / 4 + 100
+
+
+def test_a_class_is_taken_from_fairly_and_past_the_other_ones_turn() -> None:
+    queue = filled(*(request("a", i, rows=17, cost=100.0) for i in range(3)))
+    queue.push(request("b", 0, rows=17, cost=100.0))
+    queue.push(request("c", 0))
+    assert names(queue.take_class(300, _EVERYTHING, is_small=False)) == ["a0", "b0", "a1"]
+    assert queue.first(is_small=False) is not queue.head()
+    assert names(queue.take(_EVERYTHING, _EVERYTHING)) == ["c0", "a2"]
+
+
+def test_what_was_put_back_goes_first_in_its_class_too() -> None:
+    queue = filled(*(request("a", i, rows=17) for i in range(2)), request("c", 0))
+    small, large, _ = queue.take(_EVERYTHING, _EVERYTHING)
+    for each in (small, large):
+        queue.put_back(each)
+    queue.push(request("c", 1))
+    assert names(queue.take_class(10, 17, is_small=False)) == ["a0"]
+    assert queue.head() is queue.first(is_small=True) is small
+
+
 def test_a_class_gains_no_credit_while_it_has_nothing_to_send() -> None:
     queue = filled(*(request("a", i, cost=10.0) for i in range(1_000)))
     for _ in range(500):

@@ -77,8 +77,9 @@ def test_small_requests_wait_for_the_lane_rather_than_behind_large_ones() -> Non
     scene = bulk_on("w")
     scene.ask("a0")
     scene.ask("a1")
-    assert sent(scene.answer("w")) == []  # a batch has room, but it is a1's turn
-    assert [len(each.payloads) for each in scene.sent[b"w"]] == [1, 1]
+    assert sent(scene.answer("w")) == [(b"w", ["z2"])]  # though it is a1's turn
+    assert express(scene.answer("w")) == []
+    assert express(scene.answer("w")) == [(b"w", ["a1"])]
 
 
 def test_an_idle_worker_is_better_than_the_lane_of_a_busy_one() -> None:
@@ -100,33 +101,12 @@ def test_batches_of_a_worker_with_a_lane_are_of_one_class() -> None:
     assert sent(scene.start("w")) == [(b"w", ["a0", "z0", "b0"])]
 
 
-def test_a_flood_by_express_leaves_large_requests_their_fifth() -> None:
-    scene = bulk_on("w", tokens=1_000)
-    for number in range(1_000):
-        scene.ask(f"a{number}", nbytes=40)
-    small = large = 0.0
-    while scene.sent[b"w"] and small < 10_000:
-        newest = max(scene.sent[b"w"], key=lambda each: each.is_express)
-        tokens = sum(12 if payload[0] == "a" else 1_000 for payload in newest.payloads)
-        if newest.is_express:
-            small += tokens
-        else:
-            large += tokens
-            scene.ask(f"z{scene.scheduler.counters.accepted}", rows=100, nbytes=4_000)
-        scene.sent[b"w"].remove(newest)
-        scene.sent[b"w"].insert(0, newest)
-        scene.answer("w")
-    assert large >= small / 4 - 2_000
-
-
-def test_a_single_row_by_express_is_charged_what_it_takes_at_least() -> None:
-    scene = bulk_on("w", tokens=1_000)
-    number = 0
-    while express(scene.ask(f"a{number}", nbytes=0)):  # 2 tokens, by estimate
+def test_small_requests_go_by_express_however_many_have_gone_before() -> None:
+    scene = bulk_on("w")
+    for number in range(1_000):  # far more than their share of the tokens
+        assert express(scene.ask(f"a{number}", nbytes=40)) == [(b"w", [f"a{number}"])]
         scene.sent[b"w"].insert(0, scene.sent[b"w"].pop())
         scene.answer("w")
-        number += 1
-    assert number == pytest.approx(1_200 * 4 / 48, abs=2 * 4)
 
 
 def test_what_a_lost_worker_had_by_express_goes_first_again() -> None:

@@ -52,7 +52,6 @@ LIMITS = SchedulerLimits(
 CLIENTS = [b"ann", b"bob", b"cy"]
 WORKERS = [b"w0", b"w1", b"w2"]
 MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 12
-EXPRESS_COST = 48
 MAX_EXPRESS_TOKENS = max(MAX_BATCH_TOKENS / 4, min(MAX_BATCH_TOKENS, 256))
 
 Flow: TypeAlias = tuple[str | bytes, bool]
@@ -375,8 +374,6 @@ class Promises(RuleBasedStateMachine):
         self.open[new.client, new.request_id] = asked
         for flow, share in self.shares(asked).items():
             self.largest[flow] = max(share, self.largest.get(flow, 0.0))
-        if asked.is_small and self.takers_of_express:
-            self.largest["class", True] = max(EXPRESS_COST / 4, self.largest["class", True])
         self.follow_races()
         return []
 
@@ -516,10 +513,7 @@ class Promises(RuleBasedStateMachine):
         else:
             self.check_filling(batch, held, is_express=action.is_express)
             for asked in batch:
-                self.check_turn(asked)
-            if action.is_express:
-                spare = EXPRESS_COST - sum(asked.cost for asked in batch)
-                self.charge({("class", True): max(spare, 0.0) / 4})
+                self.check_turn(asked, of_one_class=held.has_lane)
         if not held.in_hand:
             held.running_since = self.now
         for asked in batch:
@@ -559,23 +553,35 @@ class Promises(RuleBasedStateMachine):
         rest = [asked for asked in self.ready() if asked not in batch]
         if held.takes_express:
             assert len({asked.is_small for asked in batch}) == 1, "a batch of two classes"
-            if any(asked.is_small is not batch[0].is_small for asked in rest):
+            if held.has_lane:
+                rest = [asked for asked in rest if asked.is_small is batch[0].is_small]
+            elif any(asked.is_small is not batch[0].is_small for asked in rest):
                 return  # it may have been the other class's turn
         if rest:
             too_long = sum(asked.cost for asked in [*batch, max(rest, key=cost)]) > max_tokens
             too_many = sum(asked.rows for asked in [*batch, max(rest, key=rows)]) > MAX_BATCH_ROWS
             assert too_long or too_many, "a batch was left open that any request would fit in"
 
-    def check_turn(self, asked: Asked) -> None:
-        """Those put back first, in their first order; then fair between and inside classes."""
-        before = [other.turn for other in self.ready() if other.turn is not None]
+    def check_turn(self, asked: Asked, *, of_one_class: bool) -> None:
+        """Those put back first, in their first order; then fair between and inside classes.
+
+        Where only one class may go, it is fair inside that class alone.
+        """
+        before = [
+            other.turn
+            for other in self.ready()
+            if other.turn is not None and (other.is_small is asked.is_small or not of_one_class)
+        ]
         if before:
             assert asked.turn == min(before), "what a lost worker had must go first"
         else:
             ours = self.flow(asked.client, asked.is_small)
             assert asked is min(ours, key=lambda other: other.serial), "not first in first out"
             self.follow_races()  # who was answered just now, as its time was up, waits no more
-            self.charge(self.shares(asked))
+            shares = self.shares(asked)
+            if of_one_class:
+                del shares["class", asked.is_small]
+            self.charge(shares)
             asked.turn = self.turns
             self.turns += 1
         asked.worker = b"taken"
@@ -667,12 +673,9 @@ class Promises(RuleBasedStateMachine):
         ]
         kept_for_a_suspect = 1 if suspects and not on_trial else 0
         if any(not asked.is_small for asked in self.ready()):
-            is_small_ones_turn = any(asked.is_small for asked in self.ready())
-            for_large = [held for held in room if not (is_small_ones_turn and held.has_lane)]
-            assert len(for_large) <= kept_for_a_suspect
+            assert len(room) <= kept_for_a_suspect
         if any(asked.is_small for asked in self.ready()):
             assert sum(not held.has_lane for held in room) <= kept_for_a_suspect
-        if all(asked.is_small for asked in self.ready()) and self.ready():
             lanes = [
                 held
                 for held in self.takers()

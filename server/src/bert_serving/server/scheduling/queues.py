@@ -7,25 +7,26 @@ cost over weight. It was preferred over deficit round robin because it needs no 
 and its bound holds at any speed of service: while two flows both wait, their shares
 differ by no more than one request each.
 
-Requests that a lost worker had in hand go ahead of both classes: they have waited and
-been charged already. What is here knows nothing of workers, limits or deadlines.
+A place that only one class may have is beside that order: who goes there costs its class
+nothing, as the other one does not wait for it. Requests that a lost worker had in hand go
+ahead of both classes: they have waited and been charged already. What is here knows nothing
+of workers, limits or deadlines.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
+from operator import attrgetter
 from typing import Any
 
 from bert_serving.server.scheduling.events import Client
 
 SUSPECT_AFTER = 2
 """A request that was in hand when so many workers died is tried alone."""
-
-LEAST_EXPRESS_COST = 48.0
-"""What an express batch is charged at least: one of a single row takes a worker as long as so
-many tokens of a full one (about 45 of the embedded model and 40 of BERT-base, measured)."""
 
 _SMALL_WEIGHT = 4.0
 _LARGE_WEIGHT = 1.0
@@ -177,14 +178,15 @@ class RequestQueue:
         self._small = FairQueue(_SMALL_WEIGHT)
         self._large = FairQueue(_LARGE_WEIGHT)
         self._clock = 0.0
-        self._front: list[tuple[int, Request]] = []  # a heap; closed ones are skipped
+        # of large and of small ones: heaps; closed ones are skipped
+        self._front: tuple[list[tuple[int, Request]], ...] = ([], [])
         self._suspects: deque[Request] = deque()  # likewise
         self._turns = 0
 
     def push(self, request: Request) -> None:
         """Queue a new request by its class and client."""
         request.is_small = request.rows <= self._priority_batch_size
-        queue = self._class_of(request)
+        queue = self._class(request.is_small)
         self._awaken(queue)
         queue.push(request)
         self._count(request, 1)
@@ -205,23 +207,26 @@ class RequestQueue:
         if request.deaths >= SUSPECT_AFTER:
             self._suspects.append(request)
         else:
-            heappush(self._front, (request.turn, request))
+            heappush(self._front[request.is_small], (request.turn, request))
         self._count(request, 1)
 
     def remove(self, request: Request) -> None:
         """Take out a request that is no longer wanted."""
         if request.turn < 0:
-            self._class_of(request).remove(request)
+            self._class(request.is_small).remove(request)
         self._count(request, -1)
 
     def head(self) -> Request | None:
         """Return the request whose turn it is, if one waits that is no suspect; it stays."""
-        front = self._front
-        while front:
-            if front[0][1].is_open:
-                return front[0][1]
-            heappop(front)
-        return self._next_class().head()
+        small, large = self._first_in_front(True), self._first_in_front(False)
+        if small is not None and large is not None:
+            return min(small, large, key=attrgetter("turn"))
+        return small or large or self._next_class().head()
+
+    def first(self, *, is_small: bool) -> Request | None:
+        """Return the first request of a class, be it its turn or not; it stays."""
+        queue = self._class(is_small)
+        return self._first_in_front(is_small) or (queue.head() if queue.size else None)
 
     def take(self, max_tokens: float, max_rows: int, *, one_class: bool = False) -> list[Request]:
         """Take the next batch, strictly in order: one of any size, then those that still fit.
@@ -230,28 +235,15 @@ class RequestQueue:
         bound on fairness: one batch is cut short where a large request is next. With
         `one_class`, also where the other class is.
         """
-        batch: list[Request] = []
-        while (request := self.head()) is not None:
-            max_tokens -= request.cost
-            max_rows -= request.rows
-            if batch and (max_tokens < 0 or max_rows < 0):
-                break
-            if batch and one_class and request.is_small is not batch[0].is_small:
-                break
-            self._pop(request)
-            batch.append(request)
-        return batch
+        following, head = self.head, self.head()
+        if one_class and head is not None:
+            following = partial(self._head_of, head.is_small)
+        return self._take(following, max_tokens, max_rows, is_charged=True)
 
-    def take_express(self, max_tokens: float, max_rows: int) -> list[Request]:
-        """Take the next batch, of small requests, one of which is next.
-
-        What it costs at least is charged to their class: time is what classes share, and
-        few rows take longer than their tokens say.
-        """
-        batch = self.take(max_tokens, max_rows, one_class=True)
-        spare = LEAST_EXPRESS_COST - sum(request.cost for request in batch)
-        self._small.start += max(spare, 0.0) / self._small.weight
-        return batch
+    def take_class(self, max_tokens: float, max_rows: int, *, is_small: bool) -> list[Request]:
+        """Take the next batch likewise, for a place that only one class may have."""
+        following = partial(self.first, is_small=is_small)
+        return self._take(following, max_tokens, max_rows, is_charged=False)
 
     @property
     def has_suspects(self) -> bool:
@@ -267,17 +259,46 @@ class RequestQueue:
         self._count(request, -1)
         return request
 
-    def _pop(self, request: Request) -> None:
+    def _take(
+        self,
+        following: Callable[[], Request | None],
+        max_tokens: float,
+        max_rows: int,
+        *,
+        is_charged: bool,
+    ) -> list[Request]:
+        batch: list[Request] = []
+        while (request := following()) is not None:
+            max_tokens -= request.cost
+            max_rows -= request.rows
+            if batch and (max_tokens < 0 or max_rows < 0):
+                break
+            self._pop(request, is_charged=is_charged)
+            batch.append(request)
+        return batch
+
+    def _pop(self, request: Request, *, is_charged: bool) -> None:
         if request.turn >= 0:
-            heappop(self._front)
+            heappop(self._front[request.is_small])
         else:
-            queue = self._next_class()
+            queue = self._class(request.is_small)
             queue.pop()
-            self._clock = queue.start
-            queue.start += request.cost / queue.weight
+            if is_charged:
+                self._clock = queue.start
+                queue.start += request.cost / queue.weight
             request.turn = self._turns
             self._turns += 1
         self._count(request, -1)
+
+    def _head_of(self, is_small: bool) -> Request | None:
+        head = self.head()
+        return head if head is not None and head.is_small is is_small else None
+
+    def _first_in_front(self, is_small: bool) -> Request | None:
+        front = self._front[is_small]
+        while front and not front[0][1].is_open:
+            heappop(front)
+        return front[0][1] if front else None
 
     def _next_class(self) -> FairQueue:
         small, large = self._small, self._large
@@ -290,8 +311,8 @@ class RequestQueue:
         if not queue.size and queue.start < self._clock:
             queue.start = self._clock
 
-    def _class_of(self, request: Request) -> FairQueue:
-        return self._small if request.is_small else self._large
+    def _class(self, is_small: bool) -> FairQueue:
+        return self._small if is_small else self._large
 
     def _count(self, request: Request, sign: int) -> None:
         request.is_queued = sign > 0

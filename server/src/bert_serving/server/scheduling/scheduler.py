@@ -319,22 +319,35 @@ class Scheduler:
     def _dispatch(self) -> None:
         """Send batches for as long as there is a request and a worker for it.
 
-        Strictly in the queue's order, whichever way they go: so the queue's bound on
-        fairness holds for express batches too, and a flood of small requests leaves the
-        large ones their share of the workers' time.
+        In the queue's order, but for the places of one class: behind large requests there is
+        room for large ones, and small ones go by express. Neither class waits for the other
+        there: the worker divides its time between them.
         """
         if self._queue.has_suspects or self._pool.isolated is not None:
             self._try_suspect()
         while (head := self._queue.head()) is not None:
-            state = self._pool.best(is_small=head.is_small)
-            lane = self._pool.best_lane() if head.is_small else None
-            if lane is not None and (state is None or state.load):
-                self._send_express(lane)
-            elif state is not None:
-                tokens, rows = state.max_batch_tokens, state.max_batch_rows
-                self._send(state, self._queue.take(tokens, rows, one_class=state.takes_express))
-            else:
+            if not (self._send_class(head.is_small) or self._send_class(not head.is_small)):
                 break
+
+    def _send_class(self, is_small: bool) -> bool:
+        """Send a batch that begins with the first request of a class; false if none can go."""
+        if self._queue.first(is_small=is_small) is None:
+            return False
+        state = self._pool.best(is_small=is_small)
+        lane = self._pool.best_lane() if is_small else None
+        if lane is not None and (state is None or state.load):
+            self._send_express(lane)
+        elif state is not None:
+            self._send_batch(state)
+        return lane is not None or state is not None
+
+    def _send_batch(self, state: WorkerState) -> None:
+        tokens, rows = state.max_batch_tokens, state.max_batch_rows
+        if state.has_lane:
+            batch = self._queue.take_class(tokens, rows, is_small=False)
+        else:
+            batch = self._queue.take(tokens, rows, one_class=state.takes_express)
+        self._send(state, batch)
 
     def _try_suspect(self) -> None:
         """Try one suspect alone; never two at a time, or they could take every worker."""
@@ -350,7 +363,7 @@ class Scheduler:
         tokens = max(
             EXPRESS_SHARE * state.max_batch_tokens, min(state.max_batch_tokens, EXPRESS_TOKENS)
         )
-        batch = self._queue.take_express(tokens, state.max_batch_rows)
+        batch = self._queue.take_class(tokens, state.max_batch_rows, is_small=True)
         self._send(state, batch, is_express=True)
 
     def _send(self, state: WorkerState, batch: list[Request], *, is_express: bool = False) -> None:

@@ -218,6 +218,8 @@ class RequestQueue:
 
     def head(self) -> Request | None:
         """Return the request whose turn it is, if one waits that is no suspect; it stays."""
+        if not any(self._front):
+            return self._next_class().head()
         small, large = self._first_in_front(True), self._first_in_front(False)
         if small is not None and large is not None:
             return min(small, large, key=attrgetter("turn"))
@@ -226,7 +228,8 @@ class RequestQueue:
     def first(self, *, is_small: bool) -> Request | None:
         """Return the first request of a class, be it its turn or not; it stays."""
         queue = self._class(is_small)
-        return self._first_in_front(is_small) or (queue.head() if queue.size else None)
+        in_front = self._first_in_front(is_small) if self._front[is_small] else None
+        return in_front or (queue.head() if queue.size else None)
 
     def take(self, max_tokens: float, max_rows: int, *, one_class: bool = False) -> list[Request]:
         """Take the next batch, strictly in order: one of any size, then those that still fit.

@@ -326,13 +326,14 @@ class Scheduler:
         if self._queue.has_suspects or self._pool.isolated is not None:
             self._try_suspect()
         while (head := self._queue.head()) is not None:
-            if not (self._send_class(head.is_small) or self._send_class(not head.is_small)):
+            if self._send_class(head.is_small):
+                continue
+            other = self._queue.first(is_small=not head.is_small)
+            if other is None or not self._send_class(other.is_small):
                 break
 
     def _send_class(self, is_small: bool) -> bool:
-        """Send a batch that begins with the first request of a class; false if none can go."""
-        if self._queue.first(is_small=is_small) is None:
-            return False
+        """Send a batch that begins with the first request of a class; false if it can't go."""
         state = self._pool.best(is_small=is_small)
         lane = self._pool.best_lane() if is_small else None
         if lane is not None and (state is None or state.load):

@@ -46,9 +46,9 @@ def google(run_folder: Path) -> Iterator[tuple[Path, Path, Any]]:
     model = BertForSequenceClassification(config).eval()
     model.save_pretrained(source)
     shutil.copy(find_checkpoint(None).directory / "vocab.txt", source)
-    for folder, name in ((pretrained, "bert_model.ckpt"), (tuned, "model.ckpt-343")):
-        command = [sys.executable, WRITER, source, folder, name]
-        subprocess.run(command, check=True, capture_output=True, timeout=120 * SECOND)
+    wanted = (source, pretrained, "bert_model.ckpt", source, tuned, "model.ckpt-343")
+    command = [sys.executable, WRITER, *wanted]
+    subprocess.run(command, check=True, capture_output=True, timeout=120 * SECOND)
     for name in ("vocab.txt", "bert_config.json"):
         (tuned / name).unlink()
     yield pretrained, tuned, model

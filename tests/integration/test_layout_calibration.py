@@ -25,7 +25,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_the_number_of_workers_is_measured_at_the_first_start_only(
     cache: Path, start_server: Starter
 ) -> None:
-    options = ("-cpu", "-max_seq_len", "32")
+    options = ("-cpu", "-max_seq_len", "32", "-max_batch_tokens", "256")
     first = start_server(*options, embedded=True)
     assert MEASURING in first.log
     (file,) = cache.glob("layout-*.json")
@@ -44,7 +44,8 @@ def test_the_number_of_workers_is_measured_at_the_first_start_only(
 
 
 def test_a_number_that_is_given_is_not_measured(cache: Path, start_server: Starter) -> None:
-    server = start_server("-cpu", "-num_worker", "2", embedded=True)
+    options = ("-cpu", "-num_worker", "2", "-max_batch_tokens", "256")
+    server = start_server(*options, embedded=True)
     assert MEASURING not in server.log
     assert not list(cache.glob("layout-*.json"))
     assert len(server.status()["workers"]) == 2

@@ -43,28 +43,30 @@ def save(directory, model_class, **config):
     return save_tiny_model(directory, model_class, **config)
 
 
-def write_google(source, out, name):
-    subprocess.run([sys.executable, WRITER, source, out, name], check=True, capture_output=True)
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """A Google directory and a fine-tuned one, each with its model of transformers."""
+    folder = tmp_path_factory.mktemp("written")
+    _, encoder = save(folder / "hf", BertModel)
+    _, classifier = save(folder / "hf-tuned", BertForSequenceClassification, num_labels=3)
+    pretrained, tuned = folder / "google", folder / "tuned"
+    wanted = (folder / "hf", pretrained, "bert_model.ckpt", folder / "hf-tuned", tuned, TUNED)
+    subprocess.run([sys.executable, WRITER, *wanted], check=True, capture_output=True)
+    return (pretrained, encoder), (tuned, classifier)
 
 
 @pytest.fixture(scope="session")
-def pretrained(tmp_path_factory):
+def pretrained(written):
     """A Google directory, and the model of transformers whose weights it has."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    _, model = save(folder / "hf", BertModel)
-    write_google(folder / "hf", folder / "google", "bert_model.ckpt")
-    return folder / "google", model
+    return written[0]
 
 
 @pytest.fixture(scope="session")
-def tuned(tmp_path_factory):
+def tuned(written):
     """A directory with nothing but a fine-tuned checkpoint, and its model of transformers."""
-    folder = tmp_path_factory.mktemp("tuned")
-    _, model = save(folder / "hf", BertForSequenceClassification, num_labels=3)
-    write_google(folder / "hf", folder / "google", TUNED)
     for name in ("vocab.txt", "bert_config.json"):
-        (folder / "google" / name).unlink()
-    return folder / "google", model
+        (written[1][0] / name).unlink()
+    return written[1]
 
 
 @pytest.fixture
@@ -183,25 +185,24 @@ def test_case_is_folded_unless_the_operator_says_otherwise(load, pretrained):
     assert list(encode(cased, ["HELLO"])[0].ids) != list(encode(load(directory), ["HELLO"])[0].ids)
 
 
-def test_only_the_first_start_needs_tensorflow(pretrained, other_tensorflow, cache, caplog, capfd):
+def test_only_the_first_start_needs_tensorflow_unless_the_files_change(
+    google_dir, other_tensorflow, cache, caplog, capfd, monkeypatch
+):
     caplog.set_level(logging.INFO, "bert_serving")
-    first = convert(pretrained[0])
+    first = convert(google_dir)
     assert capfd.readouterr() == ("", "")  # of all that TensorFlow has to say
     (line,) = caplog.messages
-    assert line == f"converting {pretrained[0]}/bert_model.ckpt, once, to {first.directory}"
+    assert line == f"converting {google_dir}/bert_model.ckpt, once, to {first.directory}"
+    (first.directory.parent / ".interrupted-123").mkdir()
     other_tensorflow(NOT_INSTALLED)
-    assert convert(pretrained[0]) == first
+    assert convert(google_dir) == first
+    monkeypatch.delenv("PYTHONPATH")
     assert len(caplog.messages) == 1
-
-
-def test_changed_files_are_converted_anew_and_what_was_there_goes(google_dir, cache):
-    first = convert(google_dir).directory
-    (first.parent / ".interrupted-123").mkdir()
     edit_json(google_dir / "bert_config.json", hidden_act="relu")
-    second = convert(google_dir).directory
-    assert conversions(cache) == [second]
+    second = convert(google_dir)
+    assert conversions(cache) == [second.directory]  # what was there before is gone
     assert second != first
-    assert json.loads((second / "config.json").read_text())["hidden_act"] == "relu"
+    assert json.loads((second.directory / "config.json").read_text())["hidden_act"] == "relu"
 
 
 def test_weights_of_hugging_face_go_before_googles(google_dir, other_tensorflow):

@@ -1,4 +1,4 @@
-"""Write a BERT's weights as Google's code would: python write_google_checkpoint.py FROM TO NAME.
+"""Write a BERT's weights as Google's code would: write_google_checkpoint.py (FROM TO NAME)...
 
 FROM is a Hugging Face directory; TO gets `bert_config.json`, `vocab.txt` and the
 checkpoint NAME, which has, as after a training, the optimizer's variables and the
@@ -60,8 +60,8 @@ def training_variables(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray
     }
 
 
-def main() -> None:
-    source, out, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+def write(source: Path, out: Path, name: str) -> None:
+    """Write one checkpoint, and what belongs to it."""
     out.mkdir(exist_ok=True)
     shutil.copy(source / "vocab.txt", out)
     config = json.loads((source / "config.json").read_text())
@@ -77,4 +77,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for number in range(1, len(sys.argv), 3):
+        write(Path(sys.argv[number]), Path(sys.argv[number + 1]), sys.argv[number + 2])

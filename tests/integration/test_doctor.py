@@ -84,11 +84,13 @@ def test_a_server_that_asks_for_keys_is_asked_with_them(
     keys = ("-server_key", str(secret), "-client_keys", str(clients))
     server = start_server(*keys)
     options = ("-port", str(server.port), "-model_dir", "fake:384", *keys)
-    found = examined(*options, status=0)
-    assert "1 client key" in found["keys"]["seen"]
-    assert "asks for keys" in found["server"]["seen"]
     found = examined(*options, "-client_cert", str(client_cert), status=0)
+    assert "1 client key" in found["keys"]["seen"]
     assert "compute" in found["latency"]["seen"]
+    config = ServerConfig(port=server.port, server_key=str(secret), client_keys=str(clients))
+    (finding,) = make("server", Settings(config, ip="127.0.0.1"))
+    assert finding.level == "warning"  # there is no key to ask it with
+    assert "asks for keys" in finding.seen
 
 
 def test_every_folder_of_keys_is_looked_into(tmp_path: Path) -> None:
@@ -150,10 +152,13 @@ def test_something_that_accepts_and_says_nothing_is_a_problem_soon() -> None:
 def test_a_broken_model_is_a_problem_with_its_cause(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": ')
     (tmp_path / "model.safetensors").write_bytes(b"\x07" * 100)
-    found = examined("-port", "0", "-model_dir", str(tmp_path), status=1)
-    assert str(tmp_path / "config.json") in found["model"]["seen"]
-    (finding,) = make("model", Settings(ServerConfig(model_dir="/no/such/model")))
-    assert "/no/such/model" in finding.seen
+    for model_dir, seen in (
+        (str(tmp_path), str(tmp_path / "config.json")),
+        ("/no/such/model", "/no/such/model"),
+    ):
+        (finding,) = make("model", Settings(ServerConfig(model_dir=model_dir)))
+        assert finding.level == "problem"
+        assert seen in finding.seen
 
 
 def test_a_control_folder_that_others_may_enter_is_a_problem(

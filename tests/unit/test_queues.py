@@ -105,28 +105,31 @@ def test_a_small_request_goes_before_large_ones_that_came_earlier() -> None:
     assert names(queue.take(_EVERYTHING, _EVERYTHING)) == ["b0", "a1", "a2"]
 
 
-def test_a_flood_of_small_requests_leaves_a_fifth_to_large_ones() -> None:
-    queue = filled(*(request("a", i, rows=1, cost=10.0) for i in range(1_000)))
-    for i in range(100):
-        queue.push(request("b", i, rows=17, cost=100.0))
-    cost: Counter[bytes] = Counter()
-    while sum(cost.values()) < 5_000:
-        taken = take_one(queue)
-        cost[taken.client] += int(taken.cost)
-    assert abs(cost[b"a"] / 4 - cost[b"b"]) <= 10 / 4 + 100
-
-
-def test_places_of_one_class_cost_it_nothing_where_both_may_go() -> None:
+def flooded() -> RequestQueue:
+    """A flood of client a's small requests, of 10 tokens, and b's large ones, of 100."""
     queue = filled(*(request("a", i, rows=1, cost=10.0) for i in range(2_000)))
     for i in range(200):
         queue.push(request("b", i, rows=17, cost=100.0))
-    queue.take_class(9_000, _EVERYTHING, is_small=True)
-    queue.take_class(9_000, _EVERYTHING, is_small=False)
+    return queue
+
+
+def check_that_a_fifth_is_large(queue: RequestQueue) -> None:
     cost: Counter[bytes] = Counter()
     while sum(cost.values()) < 5_000:
         taken = take_one(queue)
         cost[taken.client] += int(taken.cost)
     assert abs(cost[b"a"] / 4 - cost[b"b"]) <= 10 / 4 + 100
+
+
+def test_a_flood_of_small_requests_leaves_a_fifth_to_large_ones() -> None:
+    check_that_a_fifth_is_large(flooded())
+
+
+def test_places_of_one_class_cost_it_nothing_where_both_may_go() -> None:
+    queue = flooded()
+    queue.take_class(9_000, _EVERYTHING, is_small=True)
+    queue.take_class(9_000, _EVERYTHING, is_small=False)
+    check_that_a_fifth_is_large(queue)
 
 
 def test_a_class_is_taken_from_fairly_and_past_the_other_ones_turn() -> None:

@@ -10,7 +10,7 @@ from model_reference import TEXTS, close, encode, view
 from bert_serving.server.model.calibration import CPU_BUDGETS
 from bert_serving.server.model.device import is_out_of_memory
 from bert_serving.server.model.encoder_replica import EncoderReplica
-from bert_serving.server.model.replica import EncodeRequest
+from bert_serving.server.model.replica import DeviceLost, EncodeRequest
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
 
@@ -80,6 +80,13 @@ def test_a_row_that_does_not_fit_fails_with_the_reason(small):
         encode(ours, [*TEXTS[:5], TEXTS[9]])
     _, answer = encode(ours, TEXTS[:5])
     assert np.isfinite(answer.values).all()
+
+
+@pytest.mark.parametrize("text", ["fine " * 300, "fine"], ids=["a long row", "a short row"])
+def test_a_device_with_no_memory_for_the_shortest_row_is_lost(small, text):
+    _, ours = small(2)
+    with pytest.raises(DeviceLost, match=r"no memory for (3|16) tokens on cpu: CUDA out of memory"):
+        encode(ours, [text])
 
 
 def test_it_goes_down_to_a_row_at_a_time(replica, small):

@@ -43,6 +43,9 @@ from .tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+LEAST_TOKENS = 16
+"""A device without memory for a row of so many, which has had it, will not have it again."""
+
 _NO_RECIPE = SentenceRecipe(None, "it is not known what sentence-transformers would do")
 
 
@@ -143,7 +146,7 @@ class EncoderReplica:
 
     def warm_up(self) -> None:
         """Compute one row, so that the first request does not pay for what is done once."""
-        self._encode_lengths([min(16, self.info.max_length)])
+        self._encode_lengths([min(LEAST_TOKENS, self.info.max_length)])
 
     def _compute_batches(
         self,
@@ -173,9 +176,19 @@ class EncoderReplica:
         arrivals.collect()
 
     def _halve_budget(self, batch: MicroBatch, cause: str) -> None:
-        """Take half of what did not fit as the budget; RuntimeError if that was a single row."""
+        """Take half of what did not fit as the budget.
+
+        Raises:
+            RuntimeError: it was a single row.
+            DeviceLost: not even the shortest one fits any more.
+
+        """
         tokens = len(batch.tokens)
         if len(batch.rows) == 1:
+            least = min(LEAST_TOKENS, self.info.max_length)
+            if tokens <= least:
+                raise DeviceLost(f"no memory for {tokens} tokens on {self.info.device}: {cause}")
+            self._encode_lengths([least])
             raise RuntimeError(
                 f"not enough memory on {self.info.device} for one row of {tokens} tokens: cut "
                 f"rows to fewer, ask for fewer layers, or start fewer workers there ({cause})"

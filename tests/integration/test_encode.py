@@ -418,9 +418,9 @@ def test_a_bulk_call_leaves_no_memory_behind(
     assert len(after[0]) >= 4  # supervisor, broker, two workers
     for pid in after[0]:
         sizes = [sizes[pid] for sizes in after]
-        # what the allocator keeps swings by up to 13 MiB, and never ends above where it began;
-        # one answer in a hundred kept would add 24 MiB
-        assert min(sizes[-4:]) < max(sizes[:4]) + (4 << 10), sizes
+        # what the allocator keeps swings by up to 13 MiB, with how busy the machine is; one answer
+        # in a hundred kept would add 24 MiB
+        assert min(sizes[-4:]) < max(sizes[:4]) + (16 << 10), sizes
 
 
 def test_a_text_of_3_mb_is_cut_like_any_other(client: BertClient) -> None:

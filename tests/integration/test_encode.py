@@ -410,17 +410,23 @@ def test_a_bulk_call_is_complete_in_order_and_leaves_room_for_others(
 def test_a_bulk_call_leaves_no_memory_behind(
     fake_server: ServerProcess, client: BertClient
 ) -> None:
-    def measured() -> dict[int, int]:
-        client.encode(MANY)
-        return {pid: memory_kib(pid) for pid in fake_server.processes()}
+    def grown() -> dict[int, list[int]]:
+        """What each process that has grown in twenty calls had after each, in KiB."""
+        after = []
+        for _ in range(20):
+            client.encode(MANY)
+            after.append({pid: memory_kib(pid) for pid in fake_server.processes()})
+        assert len(after[0]) >= 4  # supervisor, broker, two workers
+        sizes = {pid: [kib[pid] for kib in after] for pid in after[0]}
+        # one answer in a hundred kept would add 24 MiB
+        return {p: kib for p, kib in sizes.items() if min(kib[-4:]) >= max(kib[:4]) + (4 << 10)}
 
-    after = [measured() for _ in range(20)]
-    assert len(after[0]) >= 4  # supervisor, broker, two workers
-    for pid in after[0]:
-        sizes = [sizes[pid] for sizes in after]
-        # what the allocator keeps swings by up to 13 MiB, with how busy the machine is; one answer
-        # in a hundred kept would add 24 MiB
-        assert min(sizes[-4:]) < max(sizes[:4]) + (16 << 10), sizes
+    # a longer queue on a busy machine may take room that the allocator keeps: once, while what
+    # calls leave behind grows with each
+    for _ in range(3):
+        if not (seen := grown()):
+            return
+    pytest.fail(f"memory grows with each call: {seen}")
 
 
 def test_a_text_of_3_mb_is_cut_like_any_other(client: BertClient) -> None:

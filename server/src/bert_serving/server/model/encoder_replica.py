@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ from .tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 LEAST_TOKENS = 16
-"""A device without memory for a row of so many, which has had it, will not have it again."""
+"""A device that had memory for a row of so many once, and has none now, is lost to this process."""
 
 _NO_RECIPE = SentenceRecipe(None, "it is not known what sentence-transformers would do")
 
@@ -170,29 +171,32 @@ class EncoderReplica:
                 continue
             # not while the error is handled: its traceback holds what is to be freed
             free_memory(self._device)
-            self._halve_budget(batches[0], cause)
+            if len(batches[0].rows) == 1:
+                self._give_up(len(batches[0].tokens), cause)
+            self._halve_budget(len(batches[0].tokens), cause)
             left = np.concatenate([batch.rows for batch in batches])
             batches = deque(pack(rows.lengths, left, self.max_batch_tokens))
         arrivals.collect()
 
-    def _halve_budget(self, batch: MicroBatch, cause: str) -> None:
-        """Take half of what did not fit as the budget.
+    def _give_up(self, tokens: int, cause: str) -> NoReturn:
+        """Say that a single row does not fit.
 
         Raises:
-            RuntimeError: it was a single row.
+            RuntimeError: a shorter one does.
             DeviceLost: not even the shortest one fits any more.
 
         """
-        tokens = len(batch.tokens)
-        if len(batch.rows) == 1:
-            least = min(LEAST_TOKENS, self.info.max_length)
-            if tokens <= least:
-                raise DeviceLost(f"no memory for {tokens} tokens on {self.info.device}: {cause}")
-            self._encode_lengths([least])
-            raise RuntimeError(
-                f"not enough memory on {self.info.device} for one row of {tokens} tokens: cut "
-                f"rows to fewer, ask for fewer layers, or start fewer workers there ({cause})"
-            )
+        least = min(LEAST_TOKENS, self.info.max_length)
+        if tokens <= least:
+            raise DeviceLost(f"no memory for {tokens} tokens on {self.info.device}: {cause}")
+        self._encode_lengths([least])
+        raise RuntimeError(
+            f"not enough memory on {self.info.device} for one row of {tokens} tokens: cut "
+            f"rows to fewer, ask for fewer layers, or start fewer workers there ({cause})"
+        )
+
+    def _halve_budget(self, tokens: int, cause: str) -> None:
+        """Take half of what did not fit as the budget."""
         self.max_batch_tokens = max(min(tokens, self.max_batch_tokens) // 2, 1)
         logger.warning(
             "out of memory on %s with %d tokens: %d at a time from now on (%s)",

@@ -228,8 +228,7 @@ class RequestQueue:
     def first(self, *, is_small: bool) -> Request | None:
         """Return the first request of a class, be it its turn or not; it stays."""
         queue = self._class(is_small)
-        in_front = self._first_in_front(is_small) if self._front[is_small] else None
-        return in_front or (queue.head() if queue.size else None)
+        return self._first_in_front(is_small) or (queue.head() if queue.size else None)
 
     def take(self, max_tokens: float, max_rows: int, *, one_class: bool = False) -> list[Request]:
         """Take the next batch, strictly in order: one of any size, then those that still fit.

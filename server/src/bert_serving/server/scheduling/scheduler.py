@@ -9,7 +9,8 @@ The promises:
 1. every accepted request is answered exactly once, whatever dies, unless it is cancelled
    or its client is lost;
 2. what can't be accepted is refused at once;
-3. small requests go first but can't starve the rest, and clients share by cost;
+3. small requests go first but can't starve the rest, and clients share by cost; between express
+   batches and the batch that runs, the worker sees to that;
 4. an idle worker gets work at once, filled across clients up to its budget, unless all that
    waits is of clients that are held; one that computes large requests and takes express
    batches gets small ones at once as well, as one such batch at a time;

@@ -160,7 +160,7 @@ def test_a_command_ends_when_the_broker_is_lost_meanwhile(
     server = start_server(*slow, *keys.options, *keys.admin_options)
     with ThreadPoolExecutor(1) as pool:
         change = pool.submit(admin, server, "reload", **root)
-        eventually(lambda: "root asks for reload" in server.log)
+        eventually(lambda: "in every worker anew" in server.log)
         (broker,) = server.processes("server.broker")
         os.kill(broker, signal.SIGKILL)
         ended = change.result(20 * SECOND)

@@ -223,6 +223,17 @@ def test_a_status_comes_without_the_broker_that_does_not_answer(start_server: St
     assert answers(server)
 
 
+def test_a_change_that_nobody_answers_ends_soon_and_says_what_to_do(start_server: Starter) -> None:
+    server = start_server()
+    os.kill(server.pid, signal.SIGSTOP)
+    ended = admin(server, "scale", "2")
+    assert ended.returncode == exit_codes.FAILED
+    assert "what became of the command is not known; ask for its status" in ended.stderr
+    os.kill(server.pid, signal.SIGCONT)
+    assert status_of(server)["change"] is None
+    assert answers(server)
+
+
 def test_a_server_can_be_ended_by_the_same_command(start_server: Starter) -> None:
     server = start_server()
     ended = admin(server, "terminate")

@@ -27,6 +27,7 @@ from .version import __version__
 from .worker_protocol import message, read_message
 
 ANSWER_TIMEOUT_S = 5.0
+UNKNOWN = "what became of the command is not known; ask for its status"
 HELLO_S = 1.0  # how soon a server that knows nothing of a command any more is noticed
 COMMAND_ID = 1  # a connection for each
 
@@ -111,7 +112,7 @@ def change_workers(server: Server, kind: str, timeout_s: float, **fields: Any) -
         if answered == "refused":
             raise AdminError(header["cause"])
         if answered != "accepted":
-            raise talk.silence
+            raise AdminError(f"{talk.silence}; {UNKNOWN}")
         steps: int = header["steps"]
         answered, header = talk.hear(timeout_s)
         if answered == "failed":
@@ -200,8 +201,7 @@ class _RemoteTalk:
         if isinstance(answer, Welcome):
             if self._connection not in ("", answer.connection):
                 raise AdminError(
-                    f"the connection to {self._endpoint} was lost meanwhile, and with it what "
-                    "became of the command; ask for its status"
+                    f"the connection to {self._endpoint} was lost meanwhile; {UNKNOWN}"
                 )
             self._connection = answer.connection
         return answer if isinstance(answer, AdminAnswer) else None

@@ -1,16 +1,19 @@
 """Telling systemd how the server is: sd_notify(3), and its watchdog.
 
 A service manager that started the server says in the environment where it listens; without
-one nothing is said. Nothing here waits: what the manager has no room for is dropped.
+one nothing is said. Nothing here waits: what the manager has no room for it is told later, and
+of signs of life only the next one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket as sockets
 import time
+from collections import deque
 from collections.abc import Mapping
+
+MAX_UNSAID = 16
 
 
 class ServiceManager:
@@ -27,6 +30,7 @@ class ServiceManager:
         watchdog_us = environment.get("WATCHDOG_USEC", "") if is_ours else ""
         self._beat_s = int(watchdog_us) / 2e6 if watchdog_us.isdecimal() else 0.0
         self._next_beat = 0.0
+        self._unsaid: deque[str] = deque(maxlen=MAX_UNSAID)  # the oldest first
 
     def is_ready(self) -> None:
         """Say that the server answers, also after a reload."""
@@ -43,19 +47,32 @@ class ServiceManager:
 
     def beat(self, now: float) -> None:
         """Give a sign of life to the watchdog, if it is time for one."""
-        if self._beat_s and now >= self._next_beat:
+        if self._beat_s and now >= self._next_beat and not self._unsaid:
             self._next_beat = now + self._beat_s
-            self._tell("WATCHDOG=1")
+            self._send("WATCHDOG=1")
+
+    def advance(self) -> None:
+        """Say what the manager had no room for before."""
+        while self._unsaid and self._send(self._unsaid[0]):
+            self._unsaid.popleft()
 
     def _tell(self, *lines: str) -> None:
+        self._unsaid.append("\n".join(lines))
+        self.advance()
+
+    def _send(self, text: str) -> bool:
+        """Return whether the manager has got it, or there is none to get it."""
         if not self._address.startswith(("/", "@")):
-            return
+            return True
         address = self._address
         if address.startswith("@"):  # a name without a file
             address = f"\0{address[1:]}"
-        with (
-            contextlib.suppress(OSError),  # a manager that does not listen is its own affair
-            sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC) as socket,
-        ):
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_DGRAM | sockets.SOCK_CLOEXEC) as socket:
             socket.setblocking(False)
-            socket.sendto("\n".join(lines).encode(), address)
+            try:
+                socket.sendto(text.encode(), address)
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass  # a manager that does not listen is its own affair
+            return True

@@ -177,6 +177,7 @@ class Supervisor:
             self._check_children()
             self._workforce.advance()
             self._administration.advance()
+            self._manager.advance()
             if self._broker.answers:
                 self._manager.beat(time.monotonic())
 

@@ -17,7 +17,7 @@ from bert_serving.server.model.compiled import (
     load_level,
 )
 from bert_serving.server.model.device import cpu_lack
-from bert_serving.server.model.kernels import attend_fused, layer_norm
+from bert_serving.server.model.kernels import PlainKernels, attend_fused, layer_norm
 from bert_serving.server.model.kernels_cpu import CpuKernels, PackedLinear
 from bert_serving.server.model.kernels_int8 import (
     Int8Kernels,
@@ -125,6 +125,27 @@ def test_the_sum_and_its_norm_are_those_of_torch(kernels, hidden, dtype, toleran
 def compiled(request):
     """What is compiled for this machine, a level of instructions at a time."""
     return compiled_for(request.param)
+
+
+def test_gelu_is_as_exact_as_torchs(compiled):
+    x = torch.cat([torch.linspace(-15, 15, 48_000), torch.linspace(-1e-3, 1e-3, 480)]).view(-1, 48)
+    exact = torch.nn.functional.gelu(x.double())
+    off = (compiled.gelu(x.clone()) - exact).abs()
+    assert (off <= 3e-7 * x.abs()).all()
+    far = torch.tensor([[-1e30, 1e30, 0.0, float("nan")] * 12])
+    expected = torch.tensor([[0.0, 1e30, 0.0, float("nan")] * 12])
+    torch.testing.assert_close(compiled.gelu(far), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("outputs", [20, 48, 1536])
+@pytest.mark.parametrize("tokens", [1, 7, 129])
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
+def test_a_linear_is_that_of_torch(kernels, activation, tokens, outputs):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(outputs, 32), torch.randn(outputs), torch.randn(tokens, 32)
+    expected = PlainKernels().linear(weight, bias, activation)(x)
+    y = kernels.linear(weight, bias, activation)(x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_codes_are_those_of_torch(compiled):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 LANES = 16
-"""Numbers of a vector: widths of heads and hidden sizes have to be multiples."""
+"""Numbers of the widest vector: widths of heads and hidden sizes have to be multiples."""
 
 LONGEST_ROW, WIDEST_HEAD = 512, 256
 """The most that a thread's stack has to have room for: about 1 MB of keys and values."""
@@ -30,6 +30,7 @@ _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
+_GELU = (_POINTER, *(_INT,) * 2)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
 _FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
 
@@ -53,11 +54,22 @@ class Codes(NamedTuple):
 
 
 class CompiledKernels:
-    """The library's functions, checked and typed. Threads are those of torch, as many."""
+    """The library's functions, checked and typed. Threads are those of torch, as many.
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    Args:
+        library: which has them.
+        level: the instructions that it was compiled for.
+
+    Attributes:
+        level: the same.
+
+    """
+
+    def __init__(self, library: ctypes.CDLL, level: str) -> None:
+        self.level = level
         self._attend = _functions(library, "attend", _ATTEND)
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
+        self._gelu = _function(library, "gelu_float32", _GELU)
         self._quantize = _function(library, "quantize", _QUANTIZE)
         self._finish = _function(library, "finish", _FINISH)
 
@@ -103,6 +115,13 @@ class CompiledKernels:
         assert x.dtype == residual.dtype == weight.dtype == bias.dtype
         addresses = map(_address, (x, residual, weight, bias))
         self._add_norm[x.dtype](*addresses, eps, tokens, hidden)
+        return x
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the GELU of float32 numbers in their place, `[tokens, width]`."""
+        tokens, width = x.shape
+        assert x.dtype == torch.float32 and width % LANES == 0
+        self._gelu(_address(x), tokens, width)
         return x
 
     def quantize(self, x: torch.Tensor) -> Codes:
@@ -155,7 +174,7 @@ def levels_here() -> list[str]:
 def load_level(level: str) -> CompiledKernels:
     """Return the kernels for a level of instructions; OSError if they were not compiled."""
     # what it needs of OpenMP is found in torch's, which is loaded for all to see
-    return CompiledKernels(ctypes.CDLL(str(_library(level))))
+    return CompiledKernels(ctypes.CDLL(str(_library(level))), level)
 
 
 @cache

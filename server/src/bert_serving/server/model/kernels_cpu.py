@@ -69,6 +69,18 @@ class PackedLinear:
         return y
 
 
+class GeluBehind:
+    """A linear with the GELU in a pass of its own."""
+
+    def __init__(self, linear: Linear, compiled: CompiledKernels) -> None:
+        self._linear = linear
+        self._compiled = compiled
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `gelu(x @ weight.T + bias)`."""
+        return self._compiled.gelu(self._linear(x))
+
+
 class CpuKernels:
     """The fastest of what there is on a CPU; see `Kernels`."""
 
@@ -80,7 +92,22 @@ class CpuKernels:
     ) -> Linear:
         """Return oneDNN's linear, or torch's where this torch was built without it."""
         make = PackedLinear if has_packed_linear() else PlainLinear
+        if activation == "gelu" and self._has_faster_gelu(weight):
+            assert self._compiled is not None
+            return GeluBehind(make(weight, bias), self._compiled)
         return make(weight, bias, activation)
+
+    def _has_faster_gelu(self, weight: torch.Tensor) -> bool:
+        """Whether a pass of our own is faster than oneDNN's GELU on a product's blocks.
+
+        With AVX2 oneDNN's takes a third of the product's time, with AVX-512 a few hundredths.
+        """
+        return (
+            self._compiled is not None
+            and self._compiled.level == "avx2"
+            and weight.dtype == torch.float32
+            and len(weight) % LANES == 0
+        )
 
     def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
         """Return the sum and LayerNorm."""

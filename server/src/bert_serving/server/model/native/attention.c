@@ -12,12 +12,7 @@
  * float; or bfloat16 multiplied in pairs, and added up as float. */
 enum kind { FLOATS, HALVES, PAIRS };
 
-/* Queries at a time: their sums stay in registers. */
-#ifdef __AVX512F__
-enum { MOST = 8 };
-#else
-enum { MOST = 4 };
-#endif
+enum { MOST = 8 }; /* queries at a time: their sums stay in registers */
 
 #ifdef __AVX512BF16__
 enum { HAS_PAIRS = 1 };
@@ -184,7 +179,7 @@ INLINE void attend(const void *qkv, void *mixed, size_t token, int length, int h
     const struct head head = {qkv, first, stride, keys, values, length, width};
     int query = 0;
     for (; query + MOST <= length; query += MOST) mix(&head, query, MOST, mixed, at, hidden, kind);
-    for (; MOST > 4 && query + 4 <= length; query += 4) mix(&head, query, 4, mixed, at, hidden, kind);
+    for (; query + 4 <= length; query += 4) mix(&head, query, 4, mixed, at, hidden, kind);
     for (; query + 2 <= length; query += 2) mix(&head, query, 2, mixed, at, hidden, kind);
     for (; query < length; query++) mix(&head, query, 1, mixed, at, hidden, kind);
 }

@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-typedef uint8_t codes __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint8_t codes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* x times the standard normal distribution function of x (Hendrycks and Gimpel 2016,
  * arXiv:1606.08415), off by at most 6e-5 or 1e-5 of x: the odd minimax polynomial on [-4.5, 4.5],

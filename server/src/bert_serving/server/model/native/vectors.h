@@ -1,23 +1,34 @@
 /* Vectors of numbers, and what is computed with them: float, or bfloat16 that is computed on as
- * float. Written with GCC's vector types, which become whatever instructions the library is
- * compiled for; threads are those of the OpenMP that torch has loaded.
+ * float. Written with GCC's vector types, as wide as the processor's registers: wider ones GCC
+ * keeps in memory, and shuffles and compares a number at a time. Threads are those of the OpenMP
+ * that torch has loaded.
  */
 
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-enum { LANES = 16 }; /* numbers of a vector */
+/* Numbers of a vector. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define NUMBERED {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
+#elif defined(__AVX2__)
+#define LANES 8
+#define NUMBERED {0, 1, 2, 3, 4, 5, 6, 7}
+#else
+#define LANES 4
+#define NUMBERED {0, 1, 2, 3}
+#endif
 
 typedef uint32_t word __attribute__((may_alias));
-typedef float floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t words __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 /* Everything here takes `is_half` and the like as constants: one source for all types. */
 #define INLINE static inline __attribute__((always_inline))
@@ -47,6 +58,8 @@ INLINE void store(void *to, size_t at, floats x, int is_half) {
 INLINE floats larger(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     const ints is_first = a > b;
     return (floats)(((ints)a & is_first) | ((ints)b & ~is_first));
@@ -56,6 +69,8 @@ INLINE floats larger(floats a, floats b) {
 INLINE floats smaller(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_min_ps((__m256)a, (__m256)b);
 #else
     return -larger(-a, -b);
 #endif
@@ -77,49 +92,41 @@ INLINE floats exponential(floats x) {
     return power * (floats)((n + 127) << 23);
 }
 
-/* Shuffles for halves of 8, 4, 2 and 1 numbers: vectors rotated by as many, ... */
-static const ints ROTATED[4] = {
-    {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7},
-    {4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3},
-    {2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1},
-    {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0},
-};
-/* ... and the first and the second halves of two vectors, side by side. */
-static const ints FIRSTS[4] = {
-    {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
-    {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
-    {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
-    {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
-};
-static const ints SECONDS[4] = {
-    {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31},
-    {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31},
-    {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31},
-    {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31},
-};
+/* Shuffles for halves of so many numbers: a vector rotated by as many, ... */
+INLINE ints rotated(int half) {
+    const ints numbers = NUMBERED;
+    return (numbers + half) & (LANES - 1);
+}
+
+/* ... and the first or the second halves of two vectors, side by side. */
+INLINE ints firsts(int half) {
+    const ints numbers = NUMBERED;
+    return numbers + (((numbers & half) != 0) & (LANES - half));
+}
+
+INLINE ints seconds(int half) { return firsts(half) + half; }
 
 INLINE float sum(floats x) {
-    UNROLLED for (int i = 0; i < 4; i++) x += __builtin_shuffle(x, ROTATED[i]);
+    UNROLLED for (int half = LANES / 2; half; half /= 2) x += __builtin_shuffle(x, rotated(half));
     return x[0];
 }
 
 INLINE float largest(floats x) {
-    UNROLLED for (int i = 0; i < 4; i++) x = larger(x, __builtin_shuffle(x, ROTATED[i]));
+    UNROLLED for (int half = LANES / 2; half; half /= 2)
+        x = larger(x, __builtin_shuffle(x, rotated(half)));
     return x[0];
 }
 
 /* Exchange rows and columns of a square of LANES vectors, halves of halves at a time. */
 INLINE void transpose(floats square[LANES]) {
-    UNROLLED for (int i = 0; i < 4; i++) {
-        const int half = 8 >> i;
+    UNROLLED for (int half = LANES / 2; half; half /= 2)
         UNROLLED for (int row = 0; row < LANES; row++) {
             if (row & half)
                 continue;
             const floats a = square[row], b = square[row + half];
-            square[row] = __builtin_shuffle(a, b, FIRSTS[i]);
-            square[row + half] = __builtin_shuffle(a, b, SECONDS[i]);
+            square[row] = __builtin_shuffle(a, b, firsts(half));
+            square[row + half] = __builtin_shuffle(a, b, seconds(half));
         }
-    }
 }
 
 INLINE int padded(int length) { return (length + LANES - 1) / LANES * LANES; }

@@ -56,10 +56,15 @@ def test_nothing_packs_into_nothing(lengths):
     assert pack_all(lengths, 10) == []
 
 
-def test_micro_batches_are_of_about_equal_size_and_fill_what_they_are_padded_to():
+def test_micro_batches_fill_what_they_are_padded_to():
     sizes = [len(batch.tokens) for batch in pack_all([10] * 110, 1000)]
-    assert padded_size(550) == 576
-    assert sizes == [570, 530]
+    assert (padded_size(550), padded_size(140)) == (576, 144)
+    assert sizes == [960, 140]
+
+
+def test_micro_batches_are_about_equal_where_none_would_be_less_padding():
+    assert [len(batch.tokens) for batch in pack_all([16] * 96, 1024)] == [768, 768]
+    assert [len(batch.tokens) for batch in pack_all([1] * 4096, 1024)] == [1024] * 4
 
 
 @given(
@@ -68,6 +73,22 @@ def test_micro_batches_are_of_about_equal_size_and_fill_what_they_are_padded_to(
 def test_little_of_full_micro_batches_is_padding(lengths, max_tokens):
     *full, _ = [len(batch.tokens) for batch in pack_all(lengths, max_tokens)]
     assert all(padded_size(size) - size < 64 for size in full)  # what a row leaves free
+
+
+@given(st.lists(st.integers(1, 16), min_size=16, max_size=400), st.integers(64, 2048))
+def test_no_size_of_all_micro_batches_would_be_better(lengths, max_tokens):
+    def padded(sizes):
+        return sum(padded_size(size) + 16 for size in sizes)
+
+    sizes = [len(batch.tokens) for batch in pack_all(lengths, max_tokens)]
+    for size in range(-(-sum(lengths) // -(-sum(lengths) // max_tokens)), max_tokens + 1):
+        full, last = [], 0
+        for length in sorted(lengths):
+            if last + length > size:
+                full.append(last)
+                last = 0
+            last += length
+        assert padded(sizes) <= padded([*full, last]) + 16 * len(full)  # what a row leaves free
 
 
 def test_rows_of_equal_length_keep_their_order():

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+
+_CALL_TOKENS = 16
+"""What a micro-batch costs beside its tokens: on a CPU, weights that are read once more."""
 
 
 @dataclass(frozen=True)
@@ -73,35 +77,44 @@ def pack(lengths: npt.NDArray[np.integer], rows: Ints, max_tokens: int) -> list[
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     rows = rows[lengths[rows] > 0]
     rows = rows[np.argsort(lengths[rows], kind="stable")]
-    cuts = _cuts(lengths[rows].tolist(), int(max_tokens))
+    cuts = _cuts(lengths[rows].astype(np.int64), int(max_tokens))
     return [_micro_batch(rows[first:last], lengths, starts) for first, last in pairwise(cuts)]
 
 
-def _cuts(lengths: list[int], max_tokens: int) -> list[int]:
+def _cuts(lengths: Ints, max_tokens: int) -> list[int]:
     """Return where micro-batches begin, and the end.
 
-    They are of about equal size, so that no small rest is left over, and fill the sizes that
-    they are padded to: a micro-batch of 980 tokens costs as much as one of 1,024.
+    They fill the sizes that they are padded to, as a micro-batch of 980 tokens costs as much as
+    one of 1,024: all but the last of them one size, with which the least of all is padding. Of
+    several the smallest, so that they are about equal.
     """
-    parts = -(-sum(lengths) // max_tokens)
-    cuts = _filled(lengths, max_tokens, parts)
-    while len(cuts) > parts + 1:  # what rows leave free at the ends has added up to a rest
-        parts += 1
-        cuts = _filled(lengths, max_tokens, parts)
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    if total <= max_tokens:
+        return [0, len(lengths)] if total else [0]
+    size = padded_size(-(-total // -(-total // max_tokens)))
+    candidates = [_filled(ends, min(size, max_tokens))]
+    while size < max_tokens:
+        size = padded_size(size + 1)
+        candidates.append(_filled(ends, min(size, max_tokens)))
+    return min(candidates, key=partial(_cost, ends))
+
+
+def _filled(ends: Ints, size: int) -> list[int]:
+    """Return the cuts that fill micro-batches of a size one after the other."""
+    cuts = [0]
+    filled = 0
+    while cuts[-1] < len(ends):
+        cut = int(np.searchsorted(ends, filled + size, side="right"))
+        cuts.append(max(cut, cuts[-1] + 1))
+        filled = int(ends[cuts[-1] - 1])
     return cuts
 
 
-def _filled(lengths: list[int], max_tokens: int, parts: int) -> list[int]:
-    """Return the cuts that fill so many parts one after the other."""
-    share = -(-sum(lengths) // parts) if parts else 0
-    size = min(padded_size(share), max_tokens)
-    cuts, filled = [0], 0
-    for row, length in enumerate(lengths):
-        if filled and filled + length > size:
-            cuts.append(row)
-            filled = 0
-        filled += length
-    return [*cuts, len(lengths)] if lengths else [0]
+def _cost(ends: Ints, cuts: Sequence[int]) -> int:
+    """Return what micro-batches cost, in tokens."""
+    filled = [0, *ends[[cut - 1 for cut in cuts[1:]]].tolist()]
+    return sum(padded_size(end - start) + _CALL_TOKENS for start, end in pairwise(filled))
 
 
 def _micro_batch(rows: Ints, lengths: npt.NDArray[np.integer], starts: Ints) -> MicroBatch:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 )
 WRITER = Path(__file__).parents[1] / "model" / "write_google_checkpoint.py"
 TEXTS = ["hello world", "Crème BRÛLÉE :-)", "many words " * 12]
-PAST_TENSORFLOW_S = 4 * BOOT_S
+PAST_TENSORFLOW_S = 2 * BOOT_S
 TINY = ("-cpu", "-dtype", "float32", "-max_batch_tokens", "256")
 
 

@@ -33,6 +33,7 @@ LEVELS = {
 FLAGS = [
     *("-std=gnu11", "-O3", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-falign-loops=64",
 ]
 
 
@@ -59,6 +60,7 @@ class KernelsBuildHook(BuildHookInterface[Any]):
 
     def _compile(self, compiler: str, flags: list[str], library: Path) -> bool:
         """Compile the kernels; the OpenMP they call is torch's, so none is linked."""
+        library.unlink(missing_ok=True)  # one of older sources is worse than none
         with tempfile.TemporaryDirectory() as folder:
             compiled = Path(folder, library.name)
             objects = []

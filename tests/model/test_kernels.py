@@ -56,7 +56,7 @@ LEVELS = [*levels_here(), "torch"]
 @pytest.fixture(params=LEVELS)
 def kernels(request):
     """The kernels of a CPU, with all that is compiled for it in turn, and without."""
-    return CpuKernels(compiled_for(request.param))
+    return CpuKernels(compiled_for(request.param), multiplies=True)
 
 
 TYPES = pytest.mark.parametrize(
@@ -127,14 +127,51 @@ def compiled(request):
     return compiled_for(request.param)
 
 
+def product_of(compiled, x, weight, bias, *, has_gelu=False):
+    """Return the compiled product of what it reads as panels."""
+    return compiled.linear(x, compiled.panels(weight), bias, has_gelu=has_gelu)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 96, 97, 250])
+@pytest.mark.parametrize("inputs", [16, 784, 3072])
+@pytest.mark.parametrize("outputs", [64, 448])
+def test_the_compiled_product_is_as_exact_as_that_of_onednn(compiled, tokens, inputs, outputs):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(size) for size in ((tokens, inputs), (outputs, inputs), outputs))
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    y = product_of(compiled, x, weight, bias)
+    off, packed_off = ((of - exact).std() for of in (y, PackedLinear(weight, bias)(x)))
+    assert off <= 1.1 * packed_off
+    # a token is computed alone as it is beside others, to the last bit
+    assert torch.equal(product_of(compiled, x[-1:], weight, bias), y[-1:])
+    with_gelu = product_of(compiled, x, weight, bias, has_gelu=True)
+    torch.testing.assert_close(with_gelu, torch.nn.functional.gelu(y), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_the_compiled_product_is_the_same_with_any_number_of_threads(compiled, threads):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(200, 64), torch.randn(1536, 64), torch.randn(1536)
+    before = torch.get_num_threads()
+    expected = product_of(compiled, x, weight, bias)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(product_of(compiled, x, weight, bias), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_gelu_is_as_exact_as_torchs(compiled):
-    x = torch.cat([torch.linspace(-15, 15, 48_000), torch.linspace(-1e-3, 1e-3, 480)]).view(-1, 48)
+    def gelu(x):
+        width = x.shape[1]
+        return product_of(compiled, x, torch.eye(width), torch.zeros(width), has_gelu=True)
+
+    x = torch.cat([torch.linspace(-15, 15, 48_000), torch.linspace(-1e-3, 1e-3, 576)]).view(-1, 64)
     exact = torch.nn.functional.gelu(x.double())
-    off = (compiled.gelu(x.clone()) - exact).abs()
-    assert (off <= 3e-7 * x.abs()).all()
-    far = torch.tensor([[-1e30, 1e30, 0.0, float("nan")] * 12])
-    expected = torch.tensor([[0.0, 1e30, 0.0, float("nan")] * 12])
-    torch.testing.assert_close(compiled.gelu(far), expected, rtol=0, atol=0, equal_nan=True)
+    assert ((gelu(x) - exact).abs() <= 3e-7 * x.abs()).all()
+    far, limits = torch.tensor([[-1e30, 1e30, 0.0, -1e-30]]), torch.tensor([[0, 1e30, 0, -5e-31]])
+    torch.testing.assert_close(gelu(far.tile(16)), limits.tile(16), rtol=0, atol=0)
+    assert gelu(torch.full((1, 64), torch.nan)).isnan().all()
 
 
 @pytest.mark.parametrize("outputs", [20, 48, 1536])
@@ -252,5 +289,10 @@ def test_compiled_kernels_refuse_what_they_would_misread():
         compiled.attend(*wide, np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # columns of something larger
         compiled.attend(qkv, torch.zeros(4, 64)[:, :32], np.array([0]), np.array([4]), 2)
+    with pytest.raises(AssertionError):  # outputs that fill no panel
+        compiled.panels(torch.ones(20, 32))
+    panels = compiled.panels(torch.ones(64, 32))
+    with pytest.raises(AssertionError):  # the panels of another weight
+        compiled.linear(torch.ones(4, 48), panels, torch.ones(64), has_gelu=False)
     with pytest.raises(AssertionError):  # two types
         compiled.add_norm(mixed, mixed.bfloat16(), torch.ones(32), torch.ones(32), 1e-12)

@@ -81,6 +81,8 @@ class BertEncoder:
             for name in ("word", "position", "token_type")
             if f"embeddings.{name}_embeddings.weight" in self._weights
         }
+        products = [weight.shape for weight in self._weights.values() if weight.dim() == 2]
+        self._is_padded = not kernels.takes_any_size(products, dtype)
         self._norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
         self._project = self._linear("embeddings_project") if config.is_projected else None
 
@@ -118,10 +120,10 @@ class BertEncoder:
         between_layers: BetweenLayers = nothing,
     ) -> States:
         """Return the states and heads wanted; see `Encoder`."""
-        padding = padded_size(len(batch.ids)) - len(batch.ids)
-        inputs = [
-            F.pad(part, (0, padding)) for part in (batch.ids, batch.segment_ids, batch.positions)
-        ]
+        inputs: Sequence[torch.Tensor] = (batch.ids, batch.segment_ids, batch.positions)
+        if self._is_padded:
+            padding = padded_size(len(batch.ids)) - len(batch.ids)
+            inputs = [F.pad(part, (0, padding)) for part in inputs]
         attend = self._kernels.attention(batch.groups, self.config.num_heads)
         needed = self.layers_for(layers, heads)
         states = self.hidden_states(inputs, attend, needed, between_layers=between_layers)

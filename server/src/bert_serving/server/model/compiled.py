@@ -8,6 +8,7 @@ and `kernels_cpu` does the same with torch.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import platform
 from collections.abc import Callable
@@ -30,7 +31,7 @@ _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
-_GELU = (_POINTER, *(_INT,) * 2)
+_LINEAR = (*(_POINTER,) * 4, *(_INT,) * 4)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
 _FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
 
@@ -62,14 +63,17 @@ class CompiledKernels:
 
     Attributes:
         level: the same.
+        build: names what was compiled, so that what is measured of it is not taken for another's.
 
     """
 
     def __init__(self, library: ctypes.CDLL, level: str) -> None:
         self.level = level
+        self.build = hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]  # noqa: SLF001
         self._attend = _functions(library, "attend", _ATTEND)
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
-        self._gelu = _function(library, "gelu_float32", _GELU)
+        self._linear = _function(library, "linear_float32", _LINEAR)
+        self._panel: int = library.panel_width()
         self._quantize = _function(library, "quantize", _QUANTIZE)
         self._finish = _function(library, "finish", _FINISH)
 
@@ -117,12 +121,25 @@ class CompiledKernels:
         self._add_norm[x.dtype](*addresses, eps, tokens, hidden)
         return x
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the GELU of float32 numbers in their place, `[tokens, width]`."""
-        tokens, width = x.shape
-        assert x.dtype == torch.float32 and width % LANES == 0
-        self._gelu(_address(x), tokens, width)
-        return x
+    def knows_weight(self, outputs: int, inputs: int) -> bool:
+        """Return whether a weight of these sizes can be multiplied with, in float32."""
+        return outputs % self._panel == 0 and inputs % LANES == 0
+
+    def panels(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a float32 `[out, in]` weight as `linear` reads it: `[panels, in, outputs]`."""
+        assert self.knows_weight(*weight.shape) and weight.dtype == torch.float32
+        return weight.reshape(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()
+
+    def linear(
+        self, x: torch.Tensor, panels: torch.Tensor, bias: torch.Tensor, *, has_gelu: bool
+    ) -> torch.Tensor:
+        """Return `x @ weight.T + bias`, or its GELU: float32, `[tokens, in]` to `[tokens, out]`."""
+        (tokens, inputs), outputs = x.shape, len(bias)
+        assert panels.shape == (outputs // self._panel, inputs, self._panel)
+        y = x.new_empty(tokens, outputs)
+        assert x.dtype == panels.dtype == bias.dtype == torch.float32
+        self._linear(*map(_address, (x, panels, bias, y)), tokens, inputs, outputs, has_gelu)
+        return y
 
     def quantize(self, x: torch.Tensor) -> Codes:
         """Return the codes of bfloat16 numbers; see `kernels_int8.quantize`."""

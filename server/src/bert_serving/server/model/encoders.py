@@ -36,6 +36,7 @@ from .kernels_cpu import CpuKernels
 from .kernels_cuda import CudaKernels, find_varlen_attend
 from .kernels_int8 import Int8Kernels
 from .machine import matrix_gflops
+from .product_choice import is_compiled_faster
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
 from .tokenizer import Tokenizer
@@ -163,13 +164,9 @@ def _packed_encoder(
         logger.info(
             "compile changes nothing here: on a CPU this model's operations are hand-picked"
         )
-    kernels: Kernels
     head_size = plan.hidden_size // plan.num_heads
     varlen = find_varlen_attend(device, dtype, head_size) if device.type == "cuda" else None
-    if device.type == "cuda":
-        kernels = CudaKernels(device, varlen)
-    else:
-        kernels = (Int8Kernels if dtype == torch.int8 else CpuKernels)(load_compiled())
+    kernels = CudaKernels(device, varlen) if device.type == "cuda" else _cpu_kernels(dtype)
     encoder = BertEncoder(
         plan,
         weights,
@@ -190,6 +187,15 @@ def _packed_encoder(
     if varlen is None or config.no_cuda_graphs:
         return encoder
     return GraphedEncoder(encoder, device=device, dtype=dtype, varlen=varlen)
+
+
+def _cpu_kernels(dtype: torch.dtype) -> Kernels:
+    compiled = load_compiled()
+    if dtype == torch.int8:
+        return Int8Kernels(compiled)
+    if compiled is not None and dtype == torch.float32:
+        return CpuKernels(compiled, multiplies=is_compiled_faster(compiled))
+    return CpuKernels(compiled)
 
 
 def _transformers_plan(settings: Mapping[str, Any]) -> TransformersPlan:

@@ -20,6 +20,7 @@ from bert_serving.server.version import __version__
 
 from .cache import cache_folder, digest, keep, read_kept
 from .calibration import Calibration
+from .compiled import load_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +34,17 @@ def calibration_path(settings: Mapping[str, Any], dtype: torch.dtype, device: to
         device: where.
 
     """
-    if device.type == "cuda":
-        machine = torch.cuda.get_device_name(device)
-    else:
-        machine = f"{processor_name()}, {torch.get_num_threads()} threads of {os.cpu_count()}"
-    key = [settings, str(dtype), device.type, machine, torch.__version__, __version__]
+    key = [settings, str(dtype), device.type, machine_key(device), __version__]
     return cache_folder() / f"calibration-{digest(key)}.json"
+
+
+def machine_key(device: torch.device) -> list[str]:
+    """Return what a rate on a device depends on, beside what computes there."""
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device), torch.__version__]
+    compiled = load_compiled()
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()}"
+    return [processor_name(), threads, torch.__version__, compiled.build if compiled else ""]
 
 
 def read_calibration(path: Path) -> Calibration | None:

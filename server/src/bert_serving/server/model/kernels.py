@@ -6,7 +6,7 @@ A device's `Kernels` make them; `kernels_cpu` and `kernels_cuda` have the fast o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -48,6 +48,17 @@ class Kernels(Protocol):
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
     ) -> Linear:
         """Return the linear of a `[out, in]` weight and an `[out]` bias, in its own form."""
+
+    def takes_any_size(self, weights: Iterable[Sequence[int]], dtype: torch.dtype) -> bool:
+        """Return whether products of such weights cost nothing for each new number of tokens.
+
+        Libraries prepare a kernel for each number they meet, and keep it.
+
+        Args:
+            weights: the shapes of all there are.
+            dtype: what they are in.
+
+        """
 
     def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
         """Return the sum and LayerNorm with a `[hidden]` weight and bias."""
@@ -92,6 +103,14 @@ class PlainKernels:
     ) -> Linear:
         """Return torch's linear."""
         return PlainLinear(weight, bias, activation)
+
+    def takes_any_size(
+        self,
+        weights: Iterable[Sequence[int]],  # noqa: ARG002
+        dtype: torch.dtype,  # noqa: ARG002
+    ) -> bool:
+        """Return that they do not: it is not known what is below torch."""
+        return False
 
     def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:
         """Return torch's sum and LayerNorm."""

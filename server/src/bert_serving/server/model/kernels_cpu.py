@@ -1,9 +1,9 @@
 """The fast linear, attention and LayerNorm for CPUs.
 
-Matrix products go through oneDNN with weights packed once, in the blocked order that it
-computes in: torch's default for float32, MKL, reaches half of that on some CPUs. The
-activation is applied while a block of the result is still in cache. (The residual's sum
-can be fused likewise, and was not faster.)
+Matrix products are compiled (`native/products.c`), or go through oneDNN, whichever is faster;
+both with weights packed once, in the order in which they are read: torch's default for float32,
+MKL, reaches half of that on some CPUs. The activation is applied while a block of the result is
+still in cache. (The residual's sum can be fused likewise, and was not faster.)
 
 What lies between the products is compiled (`compiled`), with torch's operations in its place
 where it is not: for the sizes it does not know, and on machines it was not built for.
@@ -11,7 +11,7 @@ where it is not: for the sizes it does not know, and on machines it was not buil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,7 @@ from .kernels import (
     Linear,
     PlainKernels,
     PlainLinear,
+    activate,
     attend_group_fused,
     new_mixed,
 )
@@ -69,44 +70,68 @@ class PackedLinear:
         return y
 
 
-class GeluBehind:
-    """A linear with the GELU in a pass of its own."""
+class PanelLinear:
+    """A linear by the compiled product, with the GELU fused; see `CompiledKernels.linear`."""
 
-    def __init__(self, linear: Linear, compiled: CompiledKernels) -> None:
-        self._linear = linear
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        activation: str | None,
+        compiled: CompiledKernels,
+    ) -> None:
+        self._panels = compiled.panels(weight)
+        self._bias = bias
+        self._has_gelu = activation == "gelu"
+        self._activation = None if self._has_gelu else activation
         self._compiled = compiled
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `gelu(x @ weight.T + bias)`."""
-        return self._compiled.gelu(self._linear(x))
+        """Return `activation(x @ weight.T + bias)`."""
+        y = self._compiled.linear(x, self._panels, self._bias, has_gelu=self._has_gelu)
+        return activate(y, self._activation)
+
+
+def library_linear(
+    weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
+) -> Linear:
+    """Return oneDNN's linear, or torch's where this torch was built without it."""
+    make = PackedLinear if has_packed_linear() else PlainLinear
+    return make(weight, bias, activation)
 
 
 class CpuKernels:
-    """The fastest of what there is on a CPU; see `Kernels`."""
+    """The fastest of what there is on a CPU; see `Kernels`.
 
-    def __init__(self, compiled: CompiledKernels | None) -> None:
+    Args:
+        compiled: what was compiled for it; None for torch's own.
+        multiplies: have the compiled product where it knows a weight (`product_choice`).
+
+    """
+
+    def __init__(self, compiled: CompiledKernels | None, *, multiplies: bool = False) -> None:
         self._compiled = compiled
+        self._multiplies = multiplies
 
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
     ) -> Linear:
-        """Return oneDNN's linear, or torch's where this torch was built without it."""
-        make = PackedLinear if has_packed_linear() else PlainLinear
-        if activation == "gelu" and self._has_faster_gelu(weight):
+        """Return the compiled linear or the library's, whichever is faster."""
+        if self._has_product(weight.shape, weight.dtype):
             assert self._compiled is not None
-            return GeluBehind(make(weight, bias), self._compiled)
-        return make(weight, bias, activation)
+            return PanelLinear(weight, bias, activation, self._compiled)
+        return library_linear(weight, bias, activation)
 
-    def _has_faster_gelu(self, weight: torch.Tensor) -> bool:
-        """Whether a pass of our own is faster than oneDNN's GELU on a product's blocks.
+    def takes_any_size(self, weights: Iterable[Sequence[int]], dtype: torch.dtype) -> bool:
+        """Return whether all these products are compiled ones, which keep nothing."""
+        return all(self._has_product(shape, dtype) for shape in weights)
 
-        With AVX2 oneDNN's takes a third of the product's time, with AVX-512 a few hundredths.
-        """
+    def _has_product(self, shape: Sequence[int], dtype: torch.dtype) -> bool:
         return (
-            self._compiled is not None
-            and self._compiled.level == "avx2"
-            and weight.dtype == torch.float32
-            and len(weight) % LANES == 0
+            self._multiplies
+            and self._compiled is not None
+            and dtype == torch.float32
+            and self._compiled.knows_weight(*shape)
         )
 
     def add_norm(self, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> AddNorm:

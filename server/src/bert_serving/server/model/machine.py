@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
+from .compiled import load_compiled
 from .device import choose_device
-from .kernels_cpu import PackedLinear, has_packed_linear
+from .kernels_cpu import PanelLinear, library_linear
 from .kernels_int8 import Int8Product
 from .replica import ModelLoadError
 
@@ -44,35 +45,53 @@ def _gflops(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, limit_s: float
 ) -> float:
     rows, width, outputs = shape
-    multiply = _product(shape, dtype, device)
-    seconds = _best_seconds(multiply, lambda: _wait_for(device), limit_s)
-    return 2.0 * rows * width * outputs / seconds / 1e9
+    seconds = best_seconds(_products(shape, dtype, device), limit_s, lambda: _wait_for(device))
+    return 2.0 * rows * width * outputs / min(seconds) / 1e9
 
 
-def _product(
+def _products(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-) -> Callable[[], object]:
+) -> list[Callable[[], object]]:
+    """Return the ways to multiply that may be the best one."""
     rows, width, outputs = shape
     if dtype == torch.int8:
         product = Int8Product(torch.randn(outputs, width))
-        return partial(product, torch.randint(256, (rows, width), dtype=torch.uint8))
+        return [partial(product, torch.randint(256, (rows, width), dtype=torch.uint8))]
     x = torch.randn(rows, width, device=device).to(dtype)
     weight = torch.randn(outputs, width, device=device).to(dtype)
-    if device.type == "cpu" and has_packed_linear():
-        return partial(PackedLinear(weight, torch.zeros(outputs, dtype=dtype)), x)
-    return partial(torch.matmul, x, weight.T)
+    if device.type != "cpu":
+        return [partial(torch.matmul, x, weight.T)]
+    bias = torch.zeros(outputs, dtype=dtype)
+    linears = [library_linear(weight, bias)]
+    compiled = load_compiled()
+    if dtype == torch.float32 and compiled is not None and compiled.knows_weight(outputs, width):
+        linears.append(PanelLinear(weight, bias, None, compiled))
+    return [partial(linear, x) for linear in linears]
 
 
-def _best_seconds(work: Callable[[], object], wait: Callable[[], object], limit_s: float) -> float:
-    best = float("inf")
+def best_seconds(
+    works: Sequence[Callable[[], object]],
+    limit_s: float,
+    wait: Callable[[], object] = lambda: None,
+) -> list[float]:
+    """Return the least time that each of some works took, in turns.
+
+    Args:
+        works: what to time.
+        limit_s: seconds for all of them, about.
+        wait: waits until a work is done where its return does not say so.
+
+    """
+    best = [float("inf")] * len(works)
     deadline = time.perf_counter() + limit_s
     rounds = 0
     while rounds < _LEAST_ROUNDS or time.perf_counter() < deadline:
-        wait()
-        started = time.perf_counter()
-        work()
-        wait()
-        best = min(best, time.perf_counter() - started)
+        for number, work in enumerate(works):
+            wait()
+            started = time.perf_counter()
+            work()
+            wait()
+            best[number] = min(best[number], time.perf_counter() - started)
         rounds += 1
     return best
 

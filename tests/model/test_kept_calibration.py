@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 import torch
@@ -63,7 +64,19 @@ def test_another_model_type_or_number_of_threads_has_its_own(monkeypatch):
     assert len(paths) == 4
 
 
-def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog):
+@pytest.fixture
+def use_cores(monkeypatch):
+    """Have this process have had a share of its cores' time, whoever else is testing."""
+
+    def use(share):
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(time, "process_time", lambda: share * threads * time.perf_counter())
+
+    return use
+
+
+def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog, use_cores):
+    use_cores(0.95)
     directory, _ = tiny_dir()
     with caplog.at_level(logging.INFO):
         first = load(directory, max_batch_tokens=None)
@@ -72,3 +85,11 @@ def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog):
     assert "of the machine's limit" in caplog.text
     path.write_text(json.dumps({"max_batch_tokens": 77, "tokens_per_s": {}, "share": None}))
     assert load(directory, max_batch_tokens=None).max_batch_tokens == 77
+
+
+def test_what_others_have_disturbed_is_not_kept(load, tiny_dir, cache, caplog, use_cores):
+    use_cores(0.6)
+    directory, _ = tiny_dir()
+    assert load(directory, max_batch_tokens=None).max_batch_tokens > 0
+    assert not list(cache.glob("calibration-*.json"))
+    assert "not kept: others had 40 % of these cores" in caplog.text

@@ -157,8 +157,8 @@ def _calibrate(
     own_share = used / (wall * torch.get_num_threads())
     if device.type == "cpu" and own_share < _OWN_SHARE:
         logger.warning(
-            "calibrated: %s; not kept: others had %.0f %% of these cores meanwhile, so that the next "
-            "start measures again",
+            "calibrated: %s; not kept: others had %.0f %% of these cores meanwhile; the next start "
+            "measures again",
             calibration,
             100 * (1 - own_share),
         )

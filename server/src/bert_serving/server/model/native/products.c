@@ -21,7 +21,7 @@ enum {
     DEPTH = 768,   /* inputs added up at a time: with them a panel and ... */
     BLOCK = 96,    /* ... so many tokens stay in a core's second cache */
     OUTPUTS = 384, /* outputs of a thread's turn, or fewer, so that ... */
-    TURNS = 4,     /* ... each thread has about so many: they may not be equally fast */
+    TURNS = 8,     /* ... each thread has about so many: they may not be equally fast */
 };
 
 /* Some tokens and inputs of a product. */

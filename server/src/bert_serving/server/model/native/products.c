@@ -32,6 +32,7 @@ typedef struct {
     float *y;
     size_t y_step;
     int tokens, depth;
+    int lines; /* what to have on its way of the next panel, for each line of inputs */
 } Part;
 
 /* Has GCC leave a vector where it is: else it adds up in a factor's register, and copies the sums
@@ -74,7 +75,8 @@ INLINE floats gelu(floats x) {
 INLINE void tile(Part at, const float *bias, const float *next, int tokens, int has_gelu) {
     floats sums[STRIP][VECTORS] = {};
     for (int first = 0; first < at.depth; first += LINE) {
-        __builtin_prefetch(next + first, 0, 2);
+        for (int line = 0; line < at.lines; line++)
+            __builtin_prefetch(next + first * at.lines + line * LINE, 0, 2);
         for (int in = first; in < first + LINE; in++) {
             floats weights[VECTORS];
             UNROLLED for (int i = 0; i < VECTORS; i++)
@@ -109,7 +111,8 @@ static void tile_of(Part at, const float *bias, const float *next, int tokens, i
 
 /* Compute the part's tiles of some panels, and have each next panel on its way. */
 static void multiply(Part at, const float *bias, int panels, size_t panel_step, int has_gelu) {
-    const int strip = share(at.tokens, STRIP, 1);
+    const int strip = share(at.tokens, STRIP, 1), strips = (at.tokens + strip - 1) / strip;
+    at.lines = (PANEL + strips - 1) / strips;
     for (int panel = 0; panel < panels; panel++) {
         Part of_strip = at;
         const float *next = at.panel + panel_step;
@@ -117,7 +120,7 @@ static void multiply(Part at, const float *bias, int panels, size_t panel_step, 
             tile_of(of_strip, bias, next, least(strip, at.tokens - token), has_gelu);
             of_strip.x += strip * at.x_step;
             of_strip.y += strip * at.y_step;
-            next += at.depth;
+            next += at.depth * at.lines;
         }
         at.panel += panel_step;
         at.y += PANEL;

@@ -149,6 +149,10 @@ def of_engine(name: str, model_dir: Path | None, dtype: str) -> Measure:
     """Return how to measure a model in this process; None is the embedded one."""
 
     def measure() -> Mapping[str, float]:
+        from bert_serving.server.model.device import cpu_lack  # torch, and not before the forks
+
+        if cpu_lack(dtype) is not None:
+            return {}
         ratios = engine_ratios(model_dir, dtype)
         return {f"{name}, {dtype}: {what}": value for what, value in ratios.items()}
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from bert_serving.server.model import encoders
 from bert_serving.server.model.calibration import Calibration
 from bert_serving.server.model.kept_calibration import (
     calibration_path,
@@ -65,18 +69,18 @@ def test_another_model_type_or_number_of_threads_has_its_own(monkeypatch):
 
 
 @pytest.fixture
-def use_cores(monkeypatch):
-    """Have this process have had a share of its cores' time, whoever else is testing."""
+def wait_for_cores(monkeypatch):
+    """Have this process have waited for a share of its cores' time, whoever else is testing."""
 
-    def use(share):
+    def wait(share):
         threads = torch.get_num_threads()
-        monkeypatch.setattr(time, "process_time", lambda: share * threads * time.perf_counter())
+        monkeypatch.setattr(encoders, "waited_s", lambda: share * threads * time.perf_counter())
 
-    return use
+    return wait
 
 
-def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog, use_cores):
-    use_cores(0.95)
+def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog, wait_for_cores):
+    wait_for_cores(0.05)
     directory, _ = tiny_dir()
     with caplog.at_level(logging.INFO):
         first = load(directory, max_batch_tokens=None)
@@ -87,9 +91,33 @@ def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog, use_co
     assert load(directory, max_batch_tokens=None).max_batch_tokens == 77
 
 
-def test_what_others_have_disturbed_is_not_kept(load, tiny_dir, cache, caplog, use_cores):
-    use_cores(0.6)
+def test_what_others_have_disturbed_is_not_kept(load, tiny_dir, cache, caplog, wait_for_cores):
+    wait_for_cores(0.4)
     directory, _ = tiny_dir()
     assert load(directory, max_batch_tokens=None).max_batch_tokens > 0
     assert not list(cache.glob("calibration-*.json"))
-    assert "not kept: others had 40 % of these cores" in caplog.text
+    assert "others had 40 % of these cores" in caplog.text
+
+
+TWO_ON_ONE_CORE = """
+import os, subprocess, sys, time
+from bert_serving.server.model.calibration import waited_s
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+try:
+    before, started = waited_s(), time.perf_counter()
+    while time.perf_counter() < started + 1:
+        pass
+    print(waited_s() - before)
+finally:
+    other.kill()
+    other.wait()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no accounts of waiting here")
+def test_what_others_take_of_a_core_is_told():
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_ON_ONE_CORE], capture_output=True, text=True, check=True
+    )
+    assert 0.2 < float(done.stdout) < 1.1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -92,6 +93,21 @@ def calibrate(
             rates[budget] = max(rates.get(budget, 0.0), tokens / (clock() - before + handover_s))
     good = _GOOD_SHARE * max(rates.values())
     return Calibration(min(budget for budget, rate in rates.items() if rate >= good), rates)
+
+
+def waited_s() -> float:
+    """Return how long threads of this process were ready to run while others had the cores.
+
+    Seconds of all threads together, by the kernel's accounts (`/proc/<pid>/schedstat`); 0 where
+    it keeps none.
+    """
+    total_ns = 0
+    for schedstat in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total_ns += int(schedstat.read_text().split()[1])
+        except (OSError, IndexError, ValueError):  # a thread that has ended, or no accounts
+            continue
+    return total_ns / 1e9
 
 
 def typical_lengths(tokens: int, max_length: int) -> list[int]:

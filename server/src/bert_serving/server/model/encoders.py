@@ -14,6 +14,7 @@ import torch
 
 from .bert import BertEncoder
 from .bert_config import BertConfig
+from .calibration import waited_s
 from .checkpoint import Checkpoint, Weights, find_checkpoint
 from .compiled import load_compiled
 from .conversions import converted
@@ -52,8 +53,8 @@ logger = logging.getLogger(__name__)
 
 _LIMIT_LOOK_S = 0.2  # for the machine's best matrix product, for each of two shapes
 
-# Of its cores' time; alone it has 0.93 to 0.99. With less, others have spoilt what was measured.
-_OWN_SHARE = 0.8
+# of its cores' time that it waited for; with more, others have spoilt what was measured
+_MOST_WAITED = 0.2
 
 
 def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
@@ -145,22 +146,22 @@ def _calibrate(
         replica.warm_up()
         logger.info("calibrated before: %s; remove %s to measure again", calibration, kept)
         return
-    started, used = time.perf_counter(), time.process_time()
+    started, before = time.perf_counter(), waited_s()
     calibration = replica.calibrate()
-    wall, used = time.perf_counter() - started, time.process_time() - used
+    wall = time.perf_counter() - started
+    waited = (waited_s() - before) / (wall * torch.get_num_threads())
     if isinstance(plan, BertConfig):
         best = matrix_gflops(dtype, device, _LIMIT_LOOK_S)
         tokens_per_s = calibration.tokens_per_s[calibration.max_batch_tokens]
         layers = max(plan.num_layers - 1, 1)  # as the default view has it
         share = plan.gflop(1, layers) * tokens_per_s / best
         calibration = replace(calibration, share=round(share, 3))
-    own_share = used / (wall * torch.get_num_threads())
-    if device.type == "cpu" and own_share < _OWN_SHARE:
+    if device.type == "cpu" and waited > _MOST_WAITED:
         logger.warning(
-            "calibrated: %s; not kept: others had %.0f %% of these cores meanwhile; the next start "
-            "measures again",
+            "calibrated: %s; not kept, and the next start measures again: others had %.0f %% of "
+            "these cores meanwhile",
             calibration,
-            100 * (1 - own_share),
+            100 * waited,
         )
         return
     logger.info("calibrated: %s; kept in %s", calibration, kept)

@@ -39,7 +39,7 @@ def calibration_path(settings: Mapping[str, Any], dtype: torch.dtype, device: to
 
 
 def machine_key(device: torch.device) -> list[str]:
-    """Return what a rate on a device depends on, beside what computes there."""
+    """Return what a rate on a device depends on, beside the model and its type."""
     if device.type == "cuda":
         return [torch.cuda.get_device_name(device), torch.__version__]
     compiled = load_compiled()

@@ -3,185 +3,202 @@
  * torch needs a dozen operations for a group of equally long rows, and a batch of sentences has
  * dozens of groups. Here all rows are one call, and a head of a row stays in cache.
  *
+ * Queries stand side by side in vectors, keys and values are taken a number at a time: so these
+ * are read where they are, nothing is padded but the last queries, and a softmax is computed for
+ * as many queries as a vector has lanes.
+ *
  * Products go step by step along what is summed over: a number of each operand, or, where the
- * processor multiplies pairs of bfloat16 at twice the rate, two. A step is 32 bits either way. */
+ * processor multiplies pairs of bfloat16, two. */
 
-#include "vectors.h"
+#include "tiles.h"
 
-/* What queries, keys, values and weights are: float in memory; bfloat16 that is computed on as
- * float; or bfloat16 multiplied in pairs, and added up as float. */
-enum kind { FLOATS, HALVES, PAIRS };
+enum { NEAR = 64 }; /* tokens whose keys and values stay in a core's first cache where they are */
 
-enum { MOST = 8 }; /* queries at a time: their sums stay in registers */
+#define ROOM __attribute__((aligned(64))) /* for vectors that cross no line of a cache */
 
-#ifdef __AVX512BF16__
-enum { HAS_PAIRS = 1 };
-INLINE floats add_products_of_pairs(floats sums, uint32_t a, words b) {
-    return (floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)((words){} + a), (__m512bh)b);
-}
-#else
-enum { HAS_PAIRS = 0 };
-INLINE floats add_products_of_pairs(floats sums, uint32_t a, words b) {
-    (void)a, (void)b;
-    return sums;
-}
-#endif
+/* Numbers that are summed over, as steps: where a token's begin, and the next one's. */
+typedef struct {
+    const word *first;
+    size_t token_step;
+} Steps;
 
-INLINE words load_words(const void *from, size_t at) {
-    return *(const words *)((const word *)from + at);
-}
-
-INLINE void store_words(void *to, size_t at, words x) {
-    *(words *)((word *)to + at) = x;
-}
+/* One head of one row: where its queries begin in `qkv` and how far they lie apart, in numbers. */
+typedef struct {
+    const void *qkv;
+    size_t first, stride;
+    Steps keys, values; /* steps along dimensions, and along tokens */
+    int length, width;
+} Head;
 
 /* Steps of so many numbers. */
 INLINE int num_steps(int numbers, enum kind kind) {
     return kind == PAIRS ? (numbers + 1) / 2 : numbers;
 }
 
-/* Add to `block` vectors of sums the products of as many rows of steps, `stride` steps from one
- * to the next, with the columns that stand `width` steps from one to the next. */
-INLINE void multiply(floats *sums, int block, const void *rows, size_t stride,
-                     const void *columns, size_t width, int steps, enum kind kind) {
-    for (int step = 0; step < steps; step++) {
-        const words column = load_words(columns, step * width);
-        UNROLLED for (int i = 0; i < block; i++) {
-            if (kind == PAIRS)
-                sums[i] = add_products_of_pairs(
-                    sums[i], ((const word *)rows)[i * stride + step], column);
-            else
-                sums[i] += ((const float *)rows)[i * stride + step] * (floats)column;
-        }
-    }
-}
-
 /* Load the LANES steps of a token that begin at `at`. */
-INLINE words load_steps(const void *qkv, size_t at, enum kind kind) {
-    return kind == PAIRS ? load_words(qkv, at / 2) : (words)load(qkv, at, kind == HALVES);
+INLINE floats load_steps(const void *qkv, size_t at, enum kind kind) {
+    return kind == PAIRS ? load(qkv, at / 2, 0) : load(qkv, at, kind == HALVES);
 }
 
-/* Lay out a row's keys as steps along the dimensions, `[steps of width, padded length]`, with
- * zeros behind the last token. */
-INLINE void gather_keys(const void *qkv, size_t first, size_t stride, int length, int width,
-                        uint32_t *keys, enum kind kind) {
+/* Return what a row's tokens have from `first` on as steps along its dimensions: where they are,
+ * or copied. */
+INLINE Steps along_dimensions(const Head *head, size_t first, word *room, enum kind kind) {
+    if (head->length <= NEAR && kind != HALVES)
+        return (Steps){(const word *)head->qkv + num_steps(first, kind),
+                       num_steps(head->stride, kind)};
+    const int steps = num_steps(head->width, kind);
+    for (int token = 0; token < head->length; token++)
+        for (int step = 0; step < steps; step += LANES) {
+            const size_t at = first + token * head->stride + step * (kind == PAIRS ? 2 : 1);
+            store(room, (size_t)token * steps + step, load_steps(head->qkv, at, kind), 0);
+        }
+    return (Steps){room, steps};
+}
+
+/* Return the same as steps along its tokens: two tokens' numbers, the first one's below. */
+INLINE Steps along_tokens(const Head *head, size_t first, word *room, enum kind kind) {
+    if (kind != PAIRS)
+        return along_dimensions(head, first, room, kind);
+    for (int token = 0; token < head->length; token += 2)
+        for (int dim = 0; dim < head->width; dim += LANES) {
+            const size_t at = first + token * head->stride + dim;
+            words pair = (words)load(head->qkv, at, 1) >> 16;
+            if (token + 1 < head->length)
+                pair |= (words)load(head->qkv, at + head->stride, 1);
+            store(room, (size_t)token / 2 * head->width + dim, (floats)pair, 0);
+        }
+    return (Steps){room, head->width};
+}
+
+/* Lay out queries as a panel, a step below the other, with zeros behind the last token. */
+INLINE void gather_queries(const Head *head, int query, int vectors, float *panel,
+                           enum kind kind) {
     const int numbers = kind == PAIRS ? 2 * LANES : LANES; /* of a vector of steps */
-    for (int token = 0; token < length; token += LANES)
-        for (int dim = 0; dim < width; dim += numbers) {
+    UNROLLED for (int i = 0; i < vectors; i++, query += LANES)
+        for (int dim = 0; dim < head->width; dim += numbers) {
+            const size_t at = head->first + query * head->stride + dim;
             floats square[LANES];
-            UNROLLED for (int i = 0; i < LANES; i++)
-                square[i] = token + i < length
-                                ? (floats)load_steps(qkv, first + (token + i) * stride + dim, kind)
-                                : (floats){};
+            UNROLLED for (int lane = 0; lane < LANES; lane++)
+                square[lane] = query + lane < head->length
+                                   ? load_steps(head->qkv, at + lane * head->stride, kind)
+                                   : (floats){};
             transpose(square);
-            const int step = num_steps(dim, kind);
-            UNROLLED for (int i = 0; i < LANES; i++)
-                store(keys, (size_t)(step + i) * padded(length) + token, square[i], 0);
+            float *to = panel + (num_steps(dim, kind) * vectors + i) * LANES;
+            UNROLLED for (int lane = 0; lane < LANES; lane++)
+                store(to, lane * vectors * LANES, square[lane], 0);
         }
 }
 
-/* Lay out a row's values as steps along the tokens, `[steps of length, width]`. */
-INLINE void gather_values(const void *qkv, size_t first, size_t stride, int length, int width,
-                          uint32_t *values, enum kind kind) {
-    const int tokens = kind == PAIRS ? 2 : 1; /* of a step */
-    for (int token = 0; token < length; token += tokens)
-        for (int dim = 0; dim < width; dim += LANES) {
-            const size_t at = first + token * stride + dim;
-            words step = (words)load(qkv, at, kind != FLOATS);
-            if (kind == PAIRS) { /* the first token's in the lower half, the second's above */
-                step >>= 16;
-                if (token + 1 < length)
-                    step |= (words)load(qkv, at + stride, 1);
-            }
-            store_words(values, (size_t)num_steps(token, kind) * width + dim, step);
-        }
+INLINE void tile(int rows, int vectors, const word *numbers, size_t row_step, size_t step,
+                 const float *panel, int steps, float *to, enum kind kind) {
+    Sums sums = {};
+    for (; steps > 0; steps--, numbers += step, panel += vectors * LANES)
+        add_step(sums, rows, vectors, numbers, row_step, panel, kind);
+    UNROLLED for (int row = 0; row < rows; row++)
+        UNROLLED for (int i = 0; i < vectors; i++)
+            store(to, (row * vectors + i) * LANES, sums[row][i], 0);
 }
 
-/* Make weights of a query's scores, not yet divided by what they add up to, which is returned.
- * They are steps along the tokens, and may take the scores' place. */
-INLINE float soften(float *scores, int length, void *weights, enum kind kind) {
-    for (int token = length; token < padded(length); token++)
-        scores[token] = -1e30f; /* padding: a weight of zero */
-    floats most = load(scores, 0, 0);
-    for (int token = LANES; token < length; token += LANES)
-        most = larger(most, load(scores, token, 0));
-    const float top = largest(most);
-    floats total = {};
-    for (int token = 0; token < length; token += LANES) {
-        const floats weight = exponential(load(scores, token, 0) - top);
-        store(weights, token, weight, kind == PAIRS);
+/* Multiply rows of steps, `row_step` and `step` from one to the next, with a panel that has a
+ * step's vectors below those of the other, to one that has a row's. */
+INLINE void multiply(int rows, int vectors, const word *numbers, size_t row_step, size_t step,
+                     const float *panel, int steps, float *to, enum kind kind) {
+#define CASE(count)                                                                               \
+    case count: tile(count, vectors, numbers, row_step, step, panel, steps, to, kind); break;
+    const int strip = share(rows, STRIP, 1);
+    for (; rows > 0; rows -= strip) {
+        switch (least(strip, rows)) { EACH_SIZE(CASE) }
+        numbers += strip * row_step;
+        to += strip * vectors * LANES;
+    }
+#undef CASE
+}
+
+/* Make weights of the scores of a vector of queries, in their place and as steps along the tokens;
+ * return what to multiply with to have them add up to one. */
+INLINE floats soften(float *scores, int length, int across, enum kind kind) {
+    floats most = load(scores, 0, 0), total = {};
+    for (int token = 1; token < length; token++)
+        most = larger(most, load(scores, token * across, 0));
+    for (int token = 0; token < length; token += kind == PAIRS ? 2 : 1) {
+        floats weight = exponential(load(scores, token * across, 0) - most);
         total += weight;
+        if (kind == PAIRS) {
+            floats next = {};
+            if (token + 1 < length)
+                next = exponential(load(scores, (token + 1) * across, 0) - most);
+            total += next;
+            weight = (floats)(rounded(weight) >> 16 | (rounded(next) & 0xffff0000));
+        }
+        store(scores, num_steps(token, kind) * across, weight, 0);
     }
-    return sum(total);
+    return 1.0f / total;
 }
 
-/* One head of one row: where its queries begin in `qkv` and how far they lie apart, in numbers;
- * and what all of them need, laid out. */
-struct head {
-    const void *qkv;
-    size_t first, stride;
-    const uint32_t *keys, *values;
-    int length, width;
-};
-
-/* Return queries as steps, as they stand where they are steps already; otherwise in `room`.
- * `stride` becomes what lies from one to the next. */
-INLINE const void *queries_of(const struct head *head, int query, int block, float *room,
-                              size_t *stride, enum kind kind) {
-    const size_t first = head->first + query * head->stride;
-    *stride = kind == PAIRS ? head->stride / 2 : head->stride;
-    if (kind == PAIRS)
-        return (const uint16_t *)head->qkv + first;
-    if (kind == FLOATS)
-        return (const float *)head->qkv + first;
-    *stride = head->width;
-    for (int i = 0; i < block; i++)
-        for (int dim = 0; dim < head->width; dim += LANES)
-            store(room, (size_t)i * head->width + dim,
-                  load(head->qkv, first + i * head->stride + dim, 1), 0);
-    return room;
-}
-
-/* Mix the values for `block` queries of a head, the first of which is `query`. */
-INLINE void mix(const struct head *head, int query, int block, void *mixed, size_t at,
-                int hidden, enum kind kind) {
-    const int length = head->length, width = head->width, across = padded(length);
-    float scores[block * across], totals[block], room[kind == HALVES ? block * width : 1];
-    size_t stride;
-    const void *queries = queries_of(head, query, block, room, &stride, kind);
-    for (int token = 0; token < length; token += LANES) {
-        floats sums[MOST] = {};
-        multiply(sums, block, queries, stride, head->keys + token, across, num_steps(width, kind),
-                 kind);
-        UNROLLED for (int i = 0; i < block; i++) store(scores, i * across + token, sums[i], 0);
-    }
-    for (int i = 0; i < block; i++)
-        totals[i] = soften(scores + i * across, length, scores + i * across, kind);
+/* Store a vector of queries' mixed values: sums for a dimension below those for the other. */
+INLINE void scatter(const float *sums, int across, floats scale, void *mixed, size_t at,
+                    size_t stride, int queries, int width, enum kind kind) {
     for (int dim = 0; dim < width; dim += LANES) {
-        floats sums[MOST] = {};
-        multiply(sums, block, scores, across, head->values + dim, width,
-                 num_steps(length, kind), kind);
-        UNROLLED for (int i = 0; i < block; i++)
-            store(mixed, at + (query + i) * (size_t)hidden + dim, sums[i] / totals[i],
-                  kind != FLOATS);
+        floats square[LANES];
+        UNROLLED for (int i = 0; i < LANES; i++)
+            square[i] = load(sums, (dim + i) * across, 0) * scale;
+        transpose(square);
+        UNROLLED for (int query = 0; query < LANES; query++)
+            if (query < queries)
+                store(mixed, at + query * stride + dim, square[query], kind != FLOATS);
     }
 }
+
+/* Mix the values for some vectors of a head's queries, the first of which is `query`. */
+INLINE void mix(const Head *head, int query, int vectors, void *mixed, size_t at, int hidden,
+                enum kind kind) {
+    const int across = vectors * LANES, length = head->length, width = head->width;
+    const int of_width = num_steps(width, kind), of_length = num_steps(length, kind);
+    const Steps keys = head->keys, values = head->values;
+    float queries[of_width * across] ROOM, scores[length * across] ROOM, sums[width * across] ROOM;
+    gather_queries(head, query, vectors, queries, kind);
+    multiply(length, vectors, keys.first, keys.token_step, 1, queries, of_width, scores, kind);
+    floats scales[VECTORS];
+    UNROLLED for (int i = 0; i < vectors; i++)
+        scales[i] = soften(scores + i * LANES, length, across, kind);
+    multiply(width, vectors, values.first, 1, values.token_step, scores, of_length, sums, kind);
+    UNROLLED for (int i = 0; i < vectors; i++, query += LANES)
+        scatter(sums + i * LANES, across, scales[i], mixed, at + query * (size_t)hidden, hidden,
+                length - query, width, kind);
+}
+
+/* The same, for vectors and a kind: as a function, because in one that has all of them GCC spills
+ * what the loops need, which took a tenth. */
+typedef void Mix(const Head *head, int query, void *mixed, size_t at, int hidden);
+#define MIX(name, vectors, kind)                                                                  \
+    static __attribute__((noinline)) void name(const Head *head, int query, void *mixed,          \
+                                               size_t at, int hidden) {                           \
+        mix(head, query, vectors, mixed, at, hidden, kind);                                       \
+    }
+MIX(mix_floats, 1, FLOATS)
+MIX(mix_halves, 1, HALVES)
+MIX(mix_pairs, 1, PAIRS)
+MIX(mix_more_floats, VECTORS, FLOATS)
+MIX(mix_more_halves, VECTORS, HALVES)
+MIX(mix_more_pairs, VECTORS, PAIRS)
+static Mix *const MIXES[] = {mix_floats, mix_halves, mix_pairs};
+static Mix *const MIXES_OF_MORE[] = {mix_more_floats, mix_more_halves, mix_more_pairs};
 
 /* Attend with one head over the `length` tokens of one row, which begin at `token`. */
 INLINE void attend(const void *qkv, void *mixed, size_t token, int length, int hidden, int number,
                    int width, enum kind kind) {
     const size_t stride = 3 * (size_t)hidden, first = token * stride + (size_t)number * width;
     const size_t at = token * (size_t)hidden + (size_t)number * width;
-    uint32_t keys[(size_t)num_steps(width, kind) * padded(length)];
-    uint32_t values[(size_t)num_steps(length, kind) * width];
-    gather_keys(qkv, first + hidden, stride, length, width, keys, kind);
-    gather_values(qkv, first + 2 * (size_t)hidden, stride, length, width, values, kind);
-    const struct head head = {qkv, first, stride, keys, values, length, width};
-    int query = 0;
-    for (; query + MOST <= length; query += MOST) mix(&head, query, MOST, mixed, at, hidden, kind);
-    for (; query + 4 <= length; query += 4) mix(&head, query, 4, mixed, at, hidden, kind);
-    for (; query + 2 <= length; query += 2) mix(&head, query, 2, mixed, at, hidden, kind);
-    for (; query < length; query++) mix(&head, query, 1, mixed, at, hidden, kind);
+    const int is_copied = length > NEAR || kind != FLOATS;
+    word keys[is_copied ? (size_t)num_steps(width, kind) * length : 1] ROOM;
+    word values[is_copied ? (size_t)num_steps(length, kind) * width : 1] ROOM;
+    Head head = {.qkv = qkv, .first = first, .stride = stride, .length = length, .width = width};
+    head.keys = along_dimensions(&head, first + hidden, keys, kind);
+    head.values = along_tokens(&head, first + 2 * (size_t)hidden, values, kind);
+    for (int query = 0; query < length; query += VECTORS * LANES) {
+        Mix *const one_or_more = (length - query > LANES ? MIXES_OF_MORE : MIXES)[kind];
+        one_or_more(&head, query, mixed, at, hidden);
+    }
 }
 
 INLINE void attend_rows(const void *qkv, void *mixed, const int64_t *starts,

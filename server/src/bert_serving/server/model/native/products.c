@@ -5,15 +5,8 @@
 
 #include <omp.h>
 
-#include "vectors.h"
+#include "tiles.h"
 
-/* Tokens and vectors of a tile: its sums take three quarters of the registers. */
-#if defined(__AVX2__) && !defined(__AVX512F__)
-#define STRIP 6
-#else
-#define STRIP 12
-#endif
-#define VECTORS 2
 #define PANEL (VECTORS * LANES)
 
 enum {
@@ -34,22 +27,6 @@ typedef struct {
     int tokens, depth;
     int lines; /* what to have on its way of the next panel, for each line of inputs */
 } Part;
-
-/* Has GCC leave a vector where it is: else it adds up in a factor's register, and copies the sums
- * about, which took 5 %. */
-#ifdef __aarch64__
-#define HOLD(vector) __asm__("" : : "w"(vector))
-#else
-#define HOLD(vector) __asm__("" : : "v"(vector))
-#endif
-
-static int least(int a, int b) { return a < b ? a : b; }
-
-/* The size of equal shares of a whole: in steps, and as large as they may be. */
-static int share(int whole, int most, int step) {
-    const int shares = (whole + most - 1) / most;
-    return ((whole + shares - 1) / shares + step - 1) / step * step;
-}
 
 /* x times the standard normal distribution function of x (Hendrycks and Gimpel 2016,
  * arXiv:1606.08415), off by at most 2e-7 of x: the odd minimax quotient of polynomials on
@@ -73,21 +50,12 @@ INLINE floats gelu(floats x) {
 
 /* Compute a tile: products added to the bias, or where there is none, to what is there. */
 INLINE void tile(Part at, const float *bias, const float *next, int tokens, int has_gelu) {
-    floats sums[STRIP][VECTORS] = {};
+    Sums sums = {};
     for (int first = 0; first < at.depth; first += LINE) {
         for (int line = 0; line < at.lines; line++)
             __builtin_prefetch(next + first * at.lines + line * LINE, 0, 2);
-        for (int in = first; in < first + LINE; in++) {
-            floats weights[VECTORS];
-            UNROLLED for (int i = 0; i < VECTORS; i++)
-                weights[i] = load(at.panel, in * PANEL + i * LANES, 0);
-            UNROLLED for (int token = 0; token < tokens; token++) {
-                const floats factor = at.x[token * at.x_step + in] - (floats){};
-                UNROLLED for (int i = 0; i < VECTORS; i++) sums[token][i] += factor * weights[i];
-                HOLD(factor);
-            }
-            UNROLLED for (int i = 0; i < VECTORS; i++) HOLD(weights[i]);
-        }
+        for (int in = first; in < first + LINE; in++)
+            add_step(sums, tokens, VECTORS, at.x + in, at.x_step, at.panel + in * PANEL, FLOATS);
     }
     UNROLLED for (int token = 0; token < tokens; token++)
         UNROLLED for (int i = 0; i < VECTORS; i++) {
@@ -97,16 +65,11 @@ INLINE void tile(Part at, const float *bias, const float *next, int tokens, int 
         }
 }
 
+static void tile_of(Part at, const float *bias, const float *next, int tokens, int has_gelu) {
 #define CASE(count)                                                                               \
     case count: return has_gelu ? tile(at, bias, next, count, 1) : tile(at, bias, next, count, 0);
-
-static void tile_of(Part at, const float *bias, const float *next, int tokens, int has_gelu) {
-    switch (tokens) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if STRIP == 12
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-    }
+    switch (tokens) { EACH_SIZE(CASE) }
+#undef CASE
 }
 
 /* Compute the part's tiles of some panels, and have each next panel on its way. */

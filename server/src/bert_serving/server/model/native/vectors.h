@@ -41,6 +41,12 @@ INLINE floats load(const void *from, size_t at, int is_half) {
     return (floats)(__builtin_convertvector(half, words) << 16);
 }
 
+/* Round to bfloat16, to the nearest, ties to even: the upper 16 bits; what is below is left. */
+INLINE words rounded(floats x) {
+    const words bits = (words)x;
+    return bits + 0x7fff + ((bits >> 16) & 1);
+}
+
 INLINE void store(void *to, size_t at, floats x, int is_half) {
     if (!is_half) {
         *(floats *)((float *)to + at) = x;
@@ -49,9 +55,7 @@ INLINE void store(void *to, size_t at, floats x, int is_half) {
 #ifdef __AVX512BF16__
     *(halves *)((uint16_t *)to + at) = (halves)_mm512_cvtneps_pbh((__m512)x);
 #else
-    words bits = (words)x;
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to the nearest, ties to even */
-    *(halves *)((uint16_t *)to + at) = __builtin_convertvector(bits, halves);
+    *(halves *)((uint16_t *)to + at) = __builtin_convertvector(rounded(x) >> 16, halves);
 #endif
 }
 

@@ -7,18 +7,20 @@ import pytest
 import torch
 
 from bert_serving.server.model import compiled as compiled_module
+from bert_serving.server.model.bert import finish_layer
 from bert_serving.server.model.compiled import (
     LONGEST_ROW,
     WIDEST_HEAD,
     Codes,
     CompiledKernels,
+    LayerWeights,
     levels_here,
     load_compiled,
     load_level,
 )
 from bert_serving.server.model.device import cpu_lack
-from bert_serving.server.model.kernels import PlainKernels, attend_fused, layer_norm
-from bert_serving.server.model.kernels_cpu import CpuKernels, PackedLinear
+from bert_serving.server.model.kernels import Layer, PlainKernels, attend_fused, layer_norm
+from bert_serving.server.model.kernels_cpu import FEW_TOKENS, CpuKernels, PackedLinear
 from bert_serving.server.model.kernels_int8 import (
     Int8Kernels,
     Int8Product,
@@ -27,6 +29,7 @@ from bert_serving.server.model.kernels_int8 import (
     quantize,
 )
 from bert_serving.server.model.packing import pack, padded_size
+from bert_serving.server.model.replica import nothing
 
 HEADS = 4
 
@@ -174,6 +177,53 @@ def test_gelu_is_as_exact_as_torchs(compiled):
     assert gelu(torch.full((1, 64), torch.nan)).isnan().all()
 
 
+def random_layer(kernels, activation="gelu", hidden=64, inner=256):
+    """Return the parts of a layer that was not trained, with `HEADS` heads."""
+    torch.manual_seed(1)
+
+    def linear(outputs, inputs, activation=None):
+        weight = torch.randn(outputs, inputs) * inputs**-0.5
+        return kernels.linear(weight, torch.randn(outputs), activation)
+
+    norms = [kernels.add_norm(torch.rand(hidden), torch.randn(hidden), 1e-12) for _ in range(2)]
+    return Layer(
+        qkv=linear(3 * hidden, hidden),
+        attention_out=linear(hidden, hidden),
+        attention_norm=norms[0],
+        feed_in=linear(inner, hidden, activation),
+        feed_out=linear(hidden, inner),
+        feed_norm=norms[1],
+    )
+
+
+@pytest.mark.parametrize("inner", [64, 256])
+@pytest.mark.parametrize("lengths", [[1], [5] * 7, [1, 2, 3, 30], [FEW_TOKENS]], ids=len)
+def test_a_whole_layer_is_its_parts_to_the_last_bit(compiled, lengths, inner):
+    kernels = CpuKernels(compiled, multiplies=True)
+    parts = random_layer(kernels, inner=inner)
+    attend = kernels.attention(random_batch(lengths)[0], HEADS)
+    x = torch.randn(sum(lengths), 64)
+    before = x.clone()
+    whole = kernels.whole_layer(parts)
+    assert whole.takes(len(x), attend)
+    y = whole(x, attend)
+    assert torch.equal(x, before)
+    assert torch.equal(y, finish_layer(parts, x, attend(parts.qkv(x)), nothing))
+
+
+def test_a_layer_is_computed_in_parts_where_it_is_not_known_as_a_whole(compiled):
+    kernels = CpuKernels(compiled, multiplies=True)
+    attend = kernels.attention(random_batch([3, 5])[0], HEADS)
+    whole = kernels.whole_layer(random_layer(kernels))
+    assert not whole.takes(FEW_TOKENS + 1, attend)  # it would not be interrupted for long
+    assert not whole.takes(8, PlainKernels().attention(random_batch([3, 5])[0], HEADS))
+    assert not whole.takes(8, kernels.attention(random_batch([3, 5])[0], 3))  # heads of 21 and 1/3
+    assert kernels.whole_layer(random_layer(kernels, activation="relu")) is None
+    assert kernels.whole_layer(random_layer(kernels, hidden=60)) is None
+    assert CpuKernels(compiled).whole_layer(random_layer(CpuKernels(compiled))) is None
+    assert PlainKernels().whole_layer(random_layer(PlainKernels())) is None
+
+
 @pytest.mark.parametrize("outputs", [20, 48, 1536])
 @pytest.mark.parametrize("tokens", [1, 7, 129])
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu", "silu"])
@@ -294,5 +344,9 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     panels = compiled.panels(torch.ones(64, 32))
     with pytest.raises(AssertionError):  # the panels of another weight
         compiled.linear(torch.ones(4, 48), panels, torch.ones(64), has_gelu=False)
+    narrow, wide = (panels, torch.ones(64)), (compiled.panels(torch.ones(96, 32)), torch.ones(96))
+    norm = torch.ones(32), torch.ones(32)
+    with pytest.raises(AssertionError):  # a layer whose parts do not fit
+        LayerWeights([narrow, narrow, narrow, wide], [norm, norm], 1e-12)
     with pytest.raises(AssertionError):  # two types
         compiled.add_norm(mixed, mixed.bfloat16(), torch.ones(32), torch.ones(32), 1e-12)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -17,31 +16,20 @@ from .bert_config import BertConfig
 from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
 from .heads import NO_HEADS, Heads
-from .kernels import AddNorm, Attention, Kernels, Linear, layer_norm
+from .kernels import AddNorm, Attention, Kernels, Layer, Linear, WholeLayer, layer_norm
 from .packing import padded_size
 from .replica import BetweenLayers, nothing
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One transformer layer; `qkv` gives query, key and value side by side, query scaled."""
-
-    qkv: Linear
-    attention_out: Linear
-    attention_norm: AddNorm
-    feed_in: Linear
-    feed_out: Linear
-    feed_norm: AddNorm
-
-    def finish(
-        self, x: torch.Tensor, mixed: torch.Tensor, between_layers: BetweenLayers
-    ) -> torch.Tensor:
-        """Return the next hidden state of one and what attention has mixed of its tokens."""
-        x = self.attention_norm(self.attention_out(mixed), x)
-        between_layers()
-        inner = self.feed_in(x)
-        between_layers()
-        return self.feed_norm(self.feed_out(inner), x)
+def finish_layer(
+    layer: Layer, x: torch.Tensor, mixed: torch.Tensor, between_layers: BetweenLayers
+) -> torch.Tensor:
+    """Return the next hidden state of one and what attention has mixed of its tokens."""
+    x = layer.attention_norm(layer.attention_out(mixed), x)
+    between_layers()
+    inner = layer.feed_in(x)
+    between_layers()
+    return layer.feed_norm(layer.feed_out(inner), x)
 
 
 class BertEncoder:
@@ -71,10 +59,10 @@ class BertEncoder:
             name: take(weights, name, shape)
             for name, shape in weight_shapes(config, has_positions=has_positions).items()
         }
-        self._layers: list[Layer | None] = [None] * config.num_layers
+        self._layers: list[tuple[Layer, WholeLayer | None] | None] = [None] * config.num_layers
         self._kernels = kernels
         self._heads = heads
-        self._finish = torch.compile(Layer.finish, dynamic=True) if compile else Layer.finish
+        self._finish = torch.compile(finish_layer, dynamic=True) if compile else finish_layer
         # in the checkpoint's own type: only some rows of them are ever used at a time
         self._tables = {
             name: self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
@@ -148,16 +136,13 @@ class BertEncoder:
             attend: the attention of their rows.
             layers: which states are wanted; no layer beyond the deepest one is computed.
             between_layers: see `Encoder`; called between the parts of a layer as well, the
-                longest of which are its matrix products.
+                longest of which are its matrix products, unless it is computed as a whole.
 
         """
         x = self._embed(*inputs)
         states = {0: x}
         for number in range(1, max(layers, default=0) + 1):
-            layer = self._layer(number - 1)
-            mixed = attend(layer.qkv(x))
-            between_layers()
-            x = self._finish(layer, x, mixed, between_layers)
+            x = self._next_state(number, x, attend, between_layers)
             states[number] = x
             if number - 1 not in layers:
                 # its memory serves the next layer
@@ -191,16 +176,21 @@ class BertEncoder:
         x = layer_norm(x, *self._norm, self.config.layer_norm_eps).to(self._dtype)
         return x if self._project is None else self._project(x)
 
-    def _layer(self, number: int) -> Layer:
-        layer = self._layers[number]
-        if layer is None:
-            layer = self._layers[number] = self._build_layer(number)
-        return layer
+    def _next_state(
+        self, number: int, x: torch.Tensor, attend: Attention, between_layers: BetweenLayers
+    ) -> torch.Tensor:
+        """Return the hidden state of that number, of the one before it."""
+        layer, whole = self._layers[number - 1] or self._build_layer(number - 1)
+        if whole is not None and whole.takes(len(x), attend):
+            return whole(x, attend)
+        mixed = attend(layer.qkv(x))
+        between_layers()
+        return self._finish(layer, x, mixed, between_layers)
 
-    def _build_layer(self, number: int) -> Layer:
+    def _build_layer(self, number: int) -> tuple[Layer, WholeLayer | None]:
         root = f"encoder.layer.{number}"
         weight, bias = self._qkv(f"{root}.attention.self")
-        return Layer(
+        layer = Layer(
             qkv=self._kernels.linear(self._place(weight), self._place(bias)),
             attention_out=self._linear(f"{root}.attention.output.dense"),
             attention_norm=self._add_norm(f"{root}.attention.output.LayerNorm"),
@@ -208,6 +198,8 @@ class BertEncoder:
             feed_out=self._linear(f"{root}.output.dense"),
             feed_norm=self._add_norm(f"{root}.output.LayerNorm"),
         )
+        built = self._layers[number] = layer, self._kernels.whole_layer(layer)
+        return built
 
     def _qkv(self, root: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one weight and bias for query, key and value, with the query's scale in them."""

@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +32,11 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
 _LINEAR = (*(_POINTER,) * 4, *(_INT,) * 4)
+_LAYER = (*(_POINTER,) * 7, *(_INT,) * 3)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
 _FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
+
+Tensors = tuple[torch.Tensor, torch.Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,37 @@ class Codes(NamedTuple):
     codes: torch.Tensor
     scales: torch.Tensor
     totals: torch.Tensor
+
+
+class LayerWeights(ctypes.Structure):
+    """A layer's float32 weights and sizes, as the library knows them; they must outlive it.
+
+    Args:
+        linears: panels (`CompiledKernels.panels`) and bias of `qkv`, `attention_out`, `feed_in`
+            and `feed_out`.
+        norms: weight and bias of `attention_norm` and `feed_norm`.
+        eps: theirs.
+
+    """
+
+    _fields_ = (
+        *((name, 2 * _POINTER) for name in ("qkv", "attention_out", "feed_in", "feed_out")),
+        *((name, 2 * _POINTER) for name in ("attention_norm", "feed_norm")),
+        *(("eps", ctypes.c_float), ("hidden", _INT), ("inner", _INT)),
+    )
+    hidden: int
+    inner: int
+
+    def __init__(self, linears: Sequence[Tensors], norms: Sequence[Tensors], eps: float) -> None:
+        pairs = (*linears, *norms)
+        hidden, inner = len(norms[0][0]), len(linears[2][1])
+        outputs = 3 * hidden, hidden, inner, hidden
+        inputs = hidden, hidden, hidden, inner
+        for (panels, bias), width, depth in zip(linears, outputs, inputs, strict=True):
+            assert bias.shape == (width,) and panels.numel() == width * depth
+        assert all(part.shape == (hidden,) for pair in norms for part in pair)
+        assert all(part.dtype == torch.float32 for pair in pairs for part in pair)
+        super().__init__(*(tuple(map(_address, pair)) for pair in pairs), eps, hidden, inner)
 
 
 class CompiledKernels:
@@ -73,6 +107,7 @@ class CompiledKernels:
         self._attend = _functions(library, "attend", _ATTEND)
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
         self._linear = _function(library, "linear_float32", _LINEAR)
+        self._layer = _function(library, "layer_float32", _LAYER)
         self._panel: int = library.panel_width()
         self._quantize = _function(library, "quantize", _QUANTIZE)
         self._finish = _function(library, "finish", _FINISH)
@@ -139,6 +174,27 @@ class CompiledKernels:
         y = x.new_empty(tokens, outputs)
         assert x.dtype == panels.dtype == bias.dtype == torch.float32
         self._linear(*map(_address, (x, panels, bias, y)), tokens, inputs, outputs, has_gelu)
+        return y
+
+    def layer(
+        self,
+        weights: LayerWeights,
+        x: torch.Tensor,
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        num_heads: int,
+    ) -> torch.Tensor:
+        """Return a layer's next hidden state, float32 `[tokens, hidden]`; rows as in `attend`."""
+        tokens, hidden = x.shape
+        assert x.dtype == torch.float32 and hidden == weights.hidden
+        assert knows_heads(hidden, num_heads)
+        y = torch.empty_like(x)
+        wide = x.new_empty(tokens, max(3 * hidden, weights.inner))
+        narrow = x.new_empty(2, tokens, hidden)
+        self._layer(
+            *(ctypes.addressof(weights), *map(_address, (x, y, wide, narrow))),
+            *(starts.ctypes.data, lengths.ctypes.data, len(starts), tokens, num_heads),
+        )
         return y
 
     def quantize(self, x: torch.Tensor) -> Codes:

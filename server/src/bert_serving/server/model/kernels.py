@@ -7,6 +7,7 @@ A device's `Kernels` make them; `kernels_cpu` and `kernels_cuda` have the fast o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -41,6 +42,28 @@ class Attention(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one transformer layer; `qkv` gives query, key and value side by side."""
+
+    qkv: Linear
+    attention_out: Linear
+    attention_norm: AddNorm
+    feed_in: Linear
+    feed_out: Linear
+    feed_norm: AddNorm
+
+
+class WholeLayer(Protocol):
+    """A layer in one go, instead of part by part."""
+
+    def takes(self, tokens: int, attend: Attention) -> bool:
+        """Return whether it can, and is worth it, for so many tokens and this attention."""
+
+    def __call__(self, x: torch.Tensor, attend: Attention) -> torch.Tensor:
+        """Return the next hidden state, `[tokens, hidden]`, as the parts would."""
+
+
 class Kernels(Protocol):
     """Makes what layers are made of, for one device."""
 
@@ -65,6 +88,9 @@ class Kernels(Protocol):
 
     def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
         """Return the attention of a micro-batch's rows: prepared once, used in each layer."""
+
+    def whole_layer(self, parts: Layer) -> WholeLayer | None:
+        """Return what computes all of these parts, that `self` has made; None if nothing does."""
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -119,6 +145,10 @@ class PlainKernels:
     def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
         """Return torch's attention, a group at a time."""
         return partial(attend_fused, groups=groups, num_heads=num_heads)
+
+    def whole_layer(self, parts: Layer) -> WholeLayer | None:  # noqa: ARG002
+        """Return None: a layer is computed part by part."""
+        return None
 
 
 def layer_norm(

@@ -17,13 +17,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from .compiled import LANES, LONGEST_ROW, CompiledKernels, knows_heads
+from .compiled import LANES, LONGEST_ROW, CompiledKernels, LayerWeights, knows_heads
 from .kernels import (
     AddNorm,
     Attention,
+    Layer,
     Linear,
     PlainKernels,
     PlainLinear,
+    WholeLayer,
     activate,
     attend_group_fused,
     new_mixed,
@@ -80,15 +82,15 @@ class PanelLinear:
         activation: str | None,
         compiled: CompiledKernels,
     ) -> None:
-        self._panels = compiled.panels(weight)
-        self._bias = bias
-        self._has_gelu = activation == "gelu"
-        self._activation = None if self._has_gelu else activation
+        self.panels = compiled.panels(weight)
+        self.bias = bias
+        self.has_gelu = activation == "gelu"
+        self._activation = None if self.has_gelu else activation
         self._compiled = compiled
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return `activation(x @ weight.T + bias)`."""
-        y = self._compiled.linear(x, self._panels, self._bias, has_gelu=self._has_gelu)
+        y = self._compiled.linear(x, self.panels, self.bias, has_gelu=self.has_gelu)
         return activate(y, self._activation)
 
 
@@ -138,19 +140,33 @@ class CpuKernels:
         """Return the sum and LayerNorm."""
         if self._compiled is None or len(weight) % LANES:
             return PlainKernels().add_norm(weight, bias, eps)
-        return partial(self._compiled.add_norm, weight=weight, bias=bias, eps=eps)
+        return CompiledAddNorm(weight, bias, eps, self._compiled)
 
     def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
         """Return the attention of a micro-batch's rows."""
-        by_torch = partial(attend_cpu, groups=groups, num_heads=num_heads)
         if self._compiled is None:
-            return by_torch
-        compiled = CompiledAttention(self._compiled, groups, num_heads)
+            return partial(attend_cpu, groups=groups, num_heads=num_heads)
+        return CompiledAttention(self._compiled, groups, num_heads)
 
-        def attend(qkv: torch.Tensor) -> torch.Tensor:
-            return (compiled if knows_heads(qkv.shape[1] // 3, num_heads) else by_torch)(qkv)
+    def whole_layer(self, parts: Layer) -> WholeLayer | None:
+        """Return the compiled layer, if all its parts are compiled ones."""
+        return CompiledLayer.of(parts)
 
-        return attend
+
+class CompiledAddNorm:
+    """The compiled sum and LayerNorm; see `AddNorm`."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor, eps: float, compiled: CompiledKernels
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.eps = eps
+        self._compiled = compiled
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return `LayerNorm(x + residual)`, in x."""
+        return self._compiled.add_norm(x, residual, self.weight, self.bias, self.eps)
 
 
 class CompiledAttention:
@@ -173,12 +189,68 @@ class CompiledAttention:
 
     def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
         """Return the mixed values."""
+        if not knows_heads(qkv.shape[1] // 3, self._num_heads):
+            return attend_cpu(qkv, self._groups, self._num_heads)
         mixed = new_mixed(qkv, self._groups)
         if len(self._starts):
             self._compiled.attend(qkv, mixed, self._starts, self._lengths, self._num_heads)
         for group in self._long:
             _attend_group(qkv, mixed, group, self._num_heads)
         return mixed
+
+    def knows(self, hidden: int) -> bool:
+        """Return whether all of it is compiled, for hidden states of this size."""
+        return not self._long and knows_heads(hidden, self._num_heads)
+
+    def layer(self, weights: LayerWeights, x: torch.Tensor) -> torch.Tensor:
+        """Return the next hidden state of this one, for these rows; see `CompiledKernels`."""
+        return self._compiled.layer(weights, x, self._starts, self._lengths, self._num_heads)
+
+
+FEW_TOKENS = 96
+"""Up to so many tokens the calls of a layer's parts are a tenth of its time or more, and all of it
+takes no longer than one of the products between which a large batch is interrupted."""
+
+
+class CompiledLayer:
+    """A layer of few tokens in one call; see `WholeLayer`.
+
+    Args:
+        weights: of its parts.
+        parts: which have them.
+
+    """
+
+    def __init__(self, weights: LayerWeights, parts: Layer) -> None:
+        self._weights = weights
+        self._parts = parts  # whose tensors they are
+
+    @classmethod
+    def of(cls, parts: Layer) -> CompiledLayer | None:
+        """Return the layer of these parts; None if not all of them are compiled ones."""
+        match parts:
+            case Layer(
+                qkv=PanelLinear() as qkv,
+                attention_out=PanelLinear() as attention_out,
+                attention_norm=CompiledAddNorm() as attention_norm,
+                feed_in=PanelLinear(has_gelu=True) as feed_in,
+                feed_out=PanelLinear() as feed_out,
+                feed_norm=CompiledAddNorm() as feed_norm,
+            ):
+                linears = [(x.panels, x.bias) for x in (qkv, attention_out, feed_in, feed_out)]
+                norms = [(x.weight, x.bias) for x in (attention_norm, feed_norm)]
+                return cls(LayerWeights(linears, norms, feed_norm.eps), parts)
+        return None
+
+    def takes(self, tokens: int, attend: Attention) -> bool:
+        """Return whether they are few."""
+        is_compiled = isinstance(attend, CompiledAttention) and attend.knows(self._weights.hidden)
+        return tokens <= FEW_TOKENS and is_compiled
+
+    def __call__(self, x: torch.Tensor, attend: Attention) -> torch.Tensor:
+        """Return the next hidden state."""
+        assert isinstance(attend, CompiledAttention)
+        return attend.layer(self._weights, x)
 
 
 _FEW_ROWS = 8

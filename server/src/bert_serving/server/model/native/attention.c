@@ -10,6 +10,7 @@
  * Products go step by step along what is summed over: a number of each operand, or, where the
  * processor multiplies pairs of bfloat16, two. */
 
+#include "team.h"
 #include "tiles.h"
 
 enum { NEAR = 64 }; /* tokens whose keys and values stay in a core's first cache where they are */
@@ -205,25 +206,36 @@ INLINE void attend_rows(const void *qkv, void *mixed, const int64_t *starts,
                         const int64_t *lengths, int rows, int hidden, int heads,
                         enum kind kind) {
     /* rows are sorted by length: neighbours dealt out in turns are an even share */
-#pragma omp parallel for schedule(static, 4)
+#pragma omp for schedule(static, 4) nowait
     for (int i = 0; i < rows * heads; i++)
         attend(qkv, mixed, starts[i / heads], (int)lengths[i / heads], hidden, i % heads,
                hidden / heads, kind);
+}
+
+/* Compute attend_float32. */
+void share_attention(const float *qkv, float *mixed, const int64_t *starts,
+                     const int64_t *lengths, int rows, int hidden, int heads) {
+    attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, FLOATS);
 }
 
 /* The library's functions: qkv [tokens, 3 * hidden] to mixed [tokens, hidden] for rows that begin
  * at tokens `starts` and have `lengths`, both [rows]; queries are scaled. A head's width is a
  * multiple of LANES. */
 
-void attend_float32(const void *qkv, void *mixed, const int64_t *starts, const int64_t *lengths,
-                    int rows, int hidden, int heads) {
-    attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, FLOATS);
+void attend_float32(const float *qkv, float *mixed, const int64_t *starts,
+                    const int64_t *lengths, int rows, int hidden, int heads) {
+#pragma omp parallel
+    share_attention(qkv, mixed, starts, lengths, rows, hidden, heads);
 }
 
 void attend_bfloat16(const void *qkv, void *mixed, const int64_t *starts, const int64_t *lengths,
                      int rows, int hidden, int heads) {
-    if (HAS_PAIRS && hidden / heads % (2 * LANES) == 0)
-        attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, PAIRS);
-    else
-        attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, HALVES);
+    const int is_in_pairs = HAS_PAIRS && hidden / heads % (2 * LANES) == 0;
+#pragma omp parallel
+    {
+        if (is_in_pairs)
+            attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, PAIRS);
+        else
+            attend_rows(qkv, mixed, starts, lengths, rows, hidden, heads, HALVES);
+    }
 }

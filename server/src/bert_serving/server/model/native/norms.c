@@ -1,10 +1,11 @@
 /* A residual's sum and its LayerNorm in one pass, on a CPU. */
 
+#include "team.h"
 #include "vectors.h"
 
 INLINE void add_norm(void *x, const void *residual, const void *weight, const void *bias,
                      float eps, int tokens, int hidden, int is_half) {
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int token = 0; token < tokens; token++) {
         const size_t first = (size_t)token * hidden;
         float row[hidden];
@@ -29,15 +30,23 @@ INLINE void add_norm(void *x, const void *residual, const void *weight, const vo
     }
 }
 
+/* Compute add_norm_float32. */
+void share_add_norm(float *x, const float *residual, const float *weight, const float *bias,
+                    float eps, int tokens, int hidden) {
+    add_norm(x, residual, weight, bias, eps, tokens, hidden, 0);
+}
+
 /* The library's functions: x, residual [tokens, hidden] to LayerNorm(x + residual), in x; hidden
  * is a multiple of LANES. */
 
-void add_norm_float32(void *x, const void *residual, const void *weight, const void *bias,
+void add_norm_float32(float *x, const float *residual, const float *weight, const float *bias,
                       float eps, int tokens, int hidden) {
-    add_norm(x, residual, weight, bias, eps, tokens, hidden, 0);
+#pragma omp parallel
+    share_add_norm(x, residual, weight, bias, eps, tokens, hidden);
 }
 
 void add_norm_bfloat16(void *x, const void *residual, const void *weight, const void *bias,
                        float eps, int tokens, int hidden) {
+#pragma omp parallel
     add_norm(x, residual, weight, bias, eps, tokens, hidden, 1);
 }

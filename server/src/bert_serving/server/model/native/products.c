@@ -5,6 +5,7 @@
 
 #include <omp.h>
 
+#include "team.h"
 #include "tiles.h"
 
 #define PANEL (VECTORS * LANES)
@@ -92,20 +93,14 @@ static void multiply(Part at, const float *bias, int panels, size_t panel_step, 
     }
 }
 
-/* The library's functions. */
-
-/* Outputs of a panel, which their number has to be a multiple of. */
-int panel_width(void) { return PANEL; }
-
-/* x [tokens, in], panels [out / PANEL, in, PANEL], bias [out] to y [tokens, out]: the product,
- * or its GELU. in is a multiple of LINE. */
-void linear_float32(const float *x, const float *panels, const float *bias, float *y, int tokens,
-                    int in, int out, int has_gelu) {
+/* Compute linear_float32. */
+void share_linear(const float *x, const float *panels, const float *bias, float *y, int tokens,
+                  int in, int out, int has_gelu) {
     const int block = share(tokens, BLOCK, STRIP), depth = share(in, DEPTH, LINE);
     const int blocks = (tokens + block - 1) / block;
-    const int turns = TURNS * omp_get_max_threads() / blocks + 1; /* of each block */
+    const int turns = TURNS * omp_get_num_threads() / blocks + 1; /* of each block */
     const int outputs = share(out, least(OUTPUTS, out / PANEL / turns * PANEL + PANEL), PANEL);
-#pragma omp parallel for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(dynamic) nowait
     for (int token = 0; token < tokens; token += block)
         for (int output = 0; output < out; output += outputs)
             for (int first = 0; first < in; first += depth) {
@@ -121,4 +116,17 @@ void linear_float32(const float *x, const float *panels, const float *bias, floa
                 multiply(part, first ? 0 : bias + output, least(outputs, out - output) / PANEL,
                          (size_t)in * PANEL, has_gelu && first + depth >= in);
             }
+}
+
+/* The library's functions. */
+
+/* Outputs of a panel, which their number has to be a multiple of. */
+int panel_width(void) { return PANEL; }
+
+/* x [tokens, in], panels [out / PANEL, in, PANEL], bias [out] to y [tokens, out]: the product,
+ * or its GELU. in is a multiple of LINE. */
+void linear_float32(const float *x, const float *panels, const float *bias, float *y, int tokens,
+                    int in, int out, int has_gelu) {
+#pragma omp parallel
+    share_linear(x, panels, bias, y, tokens, in, out, has_gelu);
 }

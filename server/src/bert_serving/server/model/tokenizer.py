@@ -143,9 +143,10 @@ class Tokenizer:
     ) -> TokenRows:
         """Put special tokens around the pieces; row i has `firsts[i] + seconds[i]` of them."""
         extra = np.where(is_pair, self._pair.size, single.size)
-        kept_firsts, kept_seconds = _longest_first(firsts, seconds, limit - extra)
-        is_cut = (kept_firsts < firsts) | (kept_seconds < seconds)
+        is_cut = firsts + seconds > limit - extra
+        kept_firsts, kept_seconds = firsts, seconds
         if is_cut.any():
+            kept_firsts, kept_seconds = _longest_first(firsts, seconds, limit - extra)
             pieces = pieces[_kept(firsts, seconds, kept_firsts, kept_seconds)]
         lengths = kept_firsts + kept_seconds + extra
         starts = np.cumsum(lengths) - lengths
@@ -153,6 +154,8 @@ class Tokenizer:
         segment_ids = np.zeros(len(ids), np.uint8)
         special = np.zeros(len(ids), np.bool_)
         for template, chosen in ((single, ~is_pair), (self._pair, is_pair)):
+            if not chosen.any():
+                continue
             place = starts[chosen]
             sizes = (kept_firsts[chosen], kept_seconds[chosen])
             for number, (tokens, segments) in enumerate(

@@ -124,6 +124,37 @@ def test_the_sum_and_its_norm_are_those_of_torch(kernels, hidden, dtype, toleran
     torch.testing.assert_close(normed.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("width", [16, 20, 384])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_embeddings_are_those_of_torch(kernels, tokens, width):
+    torch.manual_seed(0)
+    sizes = 100, 2, 64
+    tables = [torch.randn(size, width) for size in sizes]
+    numbers = [torch.randint(size, (tokens,)) for size in sizes]
+    weight, bias = torch.rand(2, width)
+    rows = sum(table[of] for table, of in zip(tables, numbers, strict=True))
+    embed = kernels.embed(tables, weight, bias, 1e-12)
+    torch.testing.assert_close(
+        embed(numbers), layer_norm(rows, weight, bias, 1e-12), rtol=1e-5, atol=1e-5
+    )
+    alone = kernels.embed(tables[:1], weight, bias, 1e-12)
+    expected = layer_norm(tables[0][numbers[0]], weight, bias, 1e-12)
+    torch.testing.assert_close(alone(numbers[:1]), expected, rtol=1e-5, atol=1e-5)
+    for wrong in (-1, 2):
+        with pytest.raises(IndexError):
+            embed([numbers[0], torch.full((tokens,), wrong), numbers[2]])
+
+
+def test_embeddings_may_be_kept_in_half_the_bits(kernels):
+    tables = [torch.randn(9, 32).bfloat16(), torch.randn(9, 32)]
+    numbers = [torch.arange(9), torch.arange(9).flip(0)]
+    weight, bias = torch.ones(32), torch.zeros(32)
+    expected = layer_norm(tables[0].float() + tables[1].flip(0), weight, bias, 1e-12)
+    embedded = kernels.embed(tables, weight, bias, 1e-12)(numbers)
+    assert embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.fixture(params=[level for level in LEVELS if level != "torch"])
 def compiled(request):
     """What is compiled for this machine, a level of instructions at a time."""

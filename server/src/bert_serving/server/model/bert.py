@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import compress
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -16,9 +17,11 @@ from .bert_config import BertConfig
 from .checkpoint import Weights, take
 from .encoder import States, TokenBatch
 from .heads import NO_HEADS, Heads
-from .kernels import AddNorm, Attention, Kernels, Layer, Linear, WholeLayer, layer_norm
+from .kernels import AddNorm, Attention, Kernels, Layer, Linear, WholeLayer
 from .packing import padded_size
 from .replica import BetweenLayers, nothing
+
+_TABLES = "word", "token_type", "position"  # as ids, segment ids and positions follow each other
 
 
 def finish_layer(
@@ -64,14 +67,16 @@ class BertEncoder:
         self._heads = heads
         self._finish = torch.compile(finish_layer, dynamic=True) if compile else finish_layer
         # in the checkpoint's own type: only some rows of them are ever used at a time
-        self._tables = {
+        tables = {
             name: self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
-            for name in ("word", "position", "token_type")
+            for name in _TABLES
             if f"embeddings.{name}_embeddings.weight" in self._weights
         }
+        self._has_table = [name in tables for name in _TABLES]
+        norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
+        self._sum = kernels.embed(list(tables.values()), *norm, config.layer_norm_eps)
         products = [weight.shape for weight in self._weights.values() if weight.dim() == 2]
         self._is_padded = not kernels.takes_any_size(products, dtype)
-        self._norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
         self._project = self._linear("embeddings_project") if config.is_projected else None
 
     @property
@@ -169,11 +174,8 @@ class BertEncoder:
         """Return hidden state 0."""
         if self.config.padding_id is not None:
             positions = positions_behind(self.config.padding_id, ids, positions)
-        x = F.embedding(ids, self._tables["word"]).float()
-        for name, numbers in (("token_type", segment_ids), ("position", positions)):
-            if name in self._tables:
-                x += F.embedding(numbers, self._tables[name])
-        x = layer_norm(x, *self._norm, self.config.layer_norm_eps).to(self._dtype)
+        numbers = compress((ids, segment_ids, positions), self._has_table)
+        x = self._sum(list(numbers)).to(self._dtype)
         return x if self._project is None else self._project(x)
 
     def _next_state(

@@ -31,6 +31,7 @@ _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
+_EMBED = (*(_POINTER,) * 3, _INT, *(_POINTER,) * 2, ctypes.c_float, _POINTER, *(_INT,) * 2)
 _LINEAR = (*(_POINTER,) * 4, *(_INT,) * 4)
 _LAYER = (*(_POINTER,) * 7, *(_INT,) * 3)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
@@ -106,6 +107,7 @@ class CompiledKernels:
         self.build = hashlib.sha256(Path(library._name).read_bytes()).hexdigest()[:16]  # noqa: SLF001
         self._attend = _functions(library, "attend", _ATTEND)
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
+        self._embed = _function(library, "embed_float32", _EMBED, _INT)
         self._linear = _function(library, "linear_float32", _LINEAR)
         self._layer = _function(library, "layer_float32", _LAYER)
         self._panel: int = library.panel_width()
@@ -155,6 +157,41 @@ class CompiledKernels:
         addresses = map(_address, (x, residual, weight, bias))
         self._add_norm[x.dtype](*addresses, eps, tokens, hidden)
         return x
+
+    def embed(
+        self,
+        tables: Sequence[torch.Tensor],
+        numbers: Sequence[torch.Tensor],
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+    ) -> torch.Tensor:
+        """Return the LayerNorm of a sum of embeddings, float32 `[tokens, hidden]`.
+
+        Args:
+            tables: float32 `[size, hidden]` each.
+            numbers: their lines, int64 `[tokens]` for each.
+            weight: the norm's, float32 `[hidden]`.
+            bias: likewise.
+            eps: likewise, a number.
+
+        Raises:
+            IndexError: a number is of no line.
+
+        """
+        tokens, hidden = len(numbers[0]), len(weight)
+        assert hidden % LANES == 0 and weight.shape == bias.shape
+        assert all(of.shape == (tokens,) and of.dtype == torch.int64 for of in numbers)
+        assert all(table.shape == (len(table), hidden) for table in tables)
+        assert all(of.dtype == torch.float32 for of in (*tables, weight, bias))
+        y = weight.new_empty(tokens, hidden)
+        many = _POINTER * len(tables)
+        sizes = (ctypes.c_int64 * len(tables))(*map(len, tables))
+        lists = many(*map(_address, tables)), many(*map(_address, numbers)), sizes, len(tables)
+        of_norm = _address(weight), _address(bias), eps
+        if self._embed(*lists, *of_norm, _address(y), tokens, hidden):
+            raise IndexError(f"an id or a position beyond the {list(sizes)} embeddings there are")
+        return y
 
     def knows_weight(self, outputs: int, inputs: int) -> bool:
         """Return whether a weight of these sizes can be multiplied with, in float32."""
@@ -278,9 +315,11 @@ def _functions(
     }
 
 
-def _function(library: ctypes.CDLL, name: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(library, name)
-    function.argtypes, function.restype = arguments, None  # type: ignore[attr-defined]
+def _function(
+    library: ctypes.CDLL, name: str, arguments: tuple[Any, ...], result: Any = None
+) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(library, name)
+    function.argtypes, function.restype = arguments, result  # type: ignore[attr-defined]
     return function
 
 

@@ -17,6 +17,13 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from .packing import Group
 
 
+class Embed(Protocol):
+    """Embeddings, added up, and the LayerNorm of them."""
+
+    def __call__(self, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return float32 `[tokens, width]`, of the numbers of each table's lines, `[tokens]`."""
+
+
 class Linear(Protocol):
     """A matrix product with bias, and an activation of its result where there is one."""
 
@@ -66,6 +73,11 @@ class WholeLayer(Protocol):
 
 class Kernels(Protocol):
     """Makes what layers are made of, for one device."""
+
+    def embed(
+        self, tables: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> Embed:
+        """Return the sum of embeddings, `[size, width]` each, and its LayerNorm in float32."""
 
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
@@ -123,6 +135,21 @@ class PlainLinear:
 
 class PlainKernels:
     """torch's own operations; see `Kernels`."""
+
+    def embed(
+        self, tables: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> Embed:
+        """Return torch's embeddings and LayerNorm."""
+        norm = partial(layer_norm, weight=weight, bias=bias, eps=eps)
+
+        def embed(numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+            x, *others = map(F.embedding, numbers, tables)
+            x = x.float()
+            for other in others:
+                x += other
+            return norm(x)
+
+        return embed
 
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None

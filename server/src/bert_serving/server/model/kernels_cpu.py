@@ -21,6 +21,7 @@ from .compiled import LANES, LONGEST_ROW, CompiledKernels, LayerWeights, knows_h
 from .kernels import (
     AddNorm,
     Attention,
+    Embed,
     Layer,
     Linear,
     PlainKernels,
@@ -114,6 +115,15 @@ class CpuKernels:
     def __init__(self, compiled: CompiledKernels | None, *, multiplies: bool = False) -> None:
         self._compiled = compiled
         self._multiplies = multiplies
+
+    def embed(
+        self, tables: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> Embed:
+        """Return the compiled sum of float32 embeddings, or torch's."""
+        is_known = len(weight) % LANES == 0 and all(of.dtype == torch.float32 for of in tables)
+        if self._compiled is None or not is_known:
+            return PlainKernels().embed(tables, weight, bias, eps)
+        return partial(self._compiled.embed, tables, weight=weight, bias=bias, eps=eps)
 
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None

@@ -1,7 +1,24 @@
-/* A residual's sum and its LayerNorm in one pass, on a CPU. */
+/* Sums and their LayerNorm in one pass, on a CPU: of a residual, and of embeddings. */
 
 #include "team.h"
 #include "vectors.h"
+
+/* Store the LayerNorm of a token's numbers, which add up to what is in total. */
+INLINE void normalize(const float *row, floats total, const void *weight, const void *bias,
+                      float eps, void *y, size_t first, int hidden, int is_half) {
+    const float mean = sum(total) / hidden;
+    floats squares = {};
+    for (int dim = 0; dim < hidden; dim += LANES) {
+        const floats apart = load(row, dim, 0) - mean;
+        squares += apart * apart;
+    }
+    const float scale = 1.0f / __builtin_sqrtf(sum(squares) / hidden + eps);
+    for (int dim = 0; dim < hidden; dim += LANES)
+        store(y, first + dim,
+              (load(row, dim, 0) - mean) * scale * load(weight, dim, is_half) +
+                  load(bias, dim, is_half),
+              is_half);
+}
 
 INLINE void add_norm(void *x, const void *residual, const void *weight, const void *bias,
                      float eps, int tokens, int hidden, int is_half) {
@@ -9,24 +26,14 @@ INLINE void add_norm(void *x, const void *residual, const void *weight, const vo
     for (int token = 0; token < tokens; token++) {
         const size_t first = (size_t)token * hidden;
         float row[hidden];
-        floats total = {}, squares = {};
+        floats total = {};
         for (int dim = 0; dim < hidden; dim += LANES) {
             const floats both =
                 load(x, first + dim, is_half) + load(residual, first + dim, is_half);
             store(row, dim, both, 0);
             total += both;
         }
-        const float mean = sum(total) / hidden;
-        for (int dim = 0; dim < hidden; dim += LANES) {
-            const floats apart = load(row, dim, 0) - mean;
-            squares += apart * apart;
-        }
-        const float scale = 1.0f / __builtin_sqrtf(sum(squares) / hidden + eps);
-        for (int dim = 0; dim < hidden; dim += LANES)
-            store(x, first + dim,
-                  (load(row, dim, 0) - mean) * scale * load(weight, dim, is_half) +
-                      load(bias, dim, is_half),
-                  is_half);
+        normalize(row, total, weight, bias, eps, x, first, hidden, is_half);
     }
 }
 
@@ -49,4 +56,30 @@ void add_norm_bfloat16(void *x, const void *residual, const void *weight, const 
                        float eps, int tokens, int hidden) {
 #pragma omp parallel
     add_norm(x, residual, weight, bias, eps, tokens, hidden, 1);
+}
+
+/* Some tables' lines to the LayerNorm of their sum, y [tokens, hidden]: tables [size, hidden], each
+ * with the numbers [tokens] of its lines; hidden is a multiple of LANES. Returns whether any number
+ * is of no line, and there is no y. */
+int embed_float32(const float *const *tables, const int64_t *const *numbers, const int64_t *sizes,
+                  int num_tables, const float *weight, const float *bias, float eps, float *y,
+                  int tokens, int hidden) {
+    for (int table = 0; table < num_tables; table++)
+        for (int token = 0; token < tokens; token++)
+            if (numbers[table][token] < 0 || numbers[table][token] >= sizes[table])
+                return 1;
+#pragma omp parallel for schedule(static)
+    for (int token = 0; token < tokens; token++) {
+        float row[hidden];
+        floats total = {};
+        for (int dim = 0; dim < hidden; dim += LANES) {
+            floats all = {};
+            for (int table = 0; table < num_tables; table++)
+                all += load(tables[table] + numbers[table][token] * hidden, dim, 0);
+            store(row, dim, all, 0);
+            total += all;
+        }
+        normalize(row, total, weight, bias, eps, y, (size_t)token * hidden, hidden, 0);
+    }
+    return 0;
 }

@@ -379,5 +379,11 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     norm = torch.ones(32), torch.ones(32)
     with pytest.raises(AssertionError):  # a layer whose parts do not fit
         LayerWeights([narrow, narrow, narrow, wide], [norm, norm], 1e-12)
+    square = [(compiled.panels(torch.ones(out, 96)), torch.ones(out)) for out in (288, 96, 96, 96)]
+    of_96 = LayerWeights(square, [(torch.ones(96), torch.ones(96))] * 2, 1e-12)
+    with pytest.raises(AssertionError):  # a layer over a row beyond the tokens
+        compiled.layer(of_96, torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+    with pytest.raises(AssertionError):  # a table without its numbers
+        compiled.embed([mixed, mixed], [torch.arange(4)], torch.ones(32), torch.ones(32), 1e-12)
     with pytest.raises(AssertionError):  # two types
         compiled.add_norm(mixed, mixed.bfloat16(), torch.ones(32), torch.ones(32), 1e-12)

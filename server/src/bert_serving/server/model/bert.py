@@ -74,7 +74,7 @@ class BertEncoder:
         }
         self._has_table = [name in tables for name in _TABLES]
         norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
-        self._sum = kernels.embed(list(tables.values()), *norm, config.layer_norm_eps)
+        self._embed_lines = kernels.embed(list(tables.values()), *norm, config.layer_norm_eps)
         products = [weight.shape for weight in self._weights.values() if weight.dim() == 2]
         self._is_padded = not kernels.takes_any_size(products, dtype)
         self._project = self._linear("embeddings_project") if config.is_projected else None
@@ -175,7 +175,7 @@ class BertEncoder:
         if self.config.padding_id is not None:
             positions = positions_behind(self.config.padding_id, ids, positions)
         numbers = compress((ids, segment_ids, positions), self._has_table)
-        x = self._sum(list(numbers)).to(self._dtype)
+        x = self._embed_lines(list(numbers)).to(self._dtype)
         return x if self._project is None else self._project(x)
 
     def _next_state(

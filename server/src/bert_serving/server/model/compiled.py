@@ -37,7 +37,7 @@ _LAYER = (*(_POINTER,) * 7, *(_INT,) * 3)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
 _FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
 
-Tensors = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LayerWeights(ctypes.Structure):
     hidden: int
     inner: int
 
-    def __init__(self, linears: Sequence[Tensors], norms: Sequence[Tensors], eps: float) -> None:
+    def __init__(self, linears: Sequence[Pair], norms: Sequence[Pair], eps: float) -> None:
         pairs = (*linears, *norms)
         hidden, inner = len(norms[0][0]), len(linears[2][1])
         outputs = 3 * hidden, hidden, inner, hidden
@@ -134,8 +134,7 @@ class CompiledKernels:
         """
         hidden = mixed.shape[1]
         assert qkv.shape == (len(mixed), 3 * hidden) and knows_heads(hidden, num_heads)
-        assert int(lengths.max()) <= LONGEST_ROW
-        assert starts.shape == lengths.shape and int((starts + lengths).max()) <= len(mixed)
+        _check_rows(starts, lengths, len(mixed))
         self._attend[qkv.dtype](
             *(_address(qkv), _address(mixed), starts.ctypes.data, lengths.ctypes.data),
             *(len(starts), hidden, num_heads),
@@ -181,6 +180,7 @@ class CompiledKernels:
         """
         tokens, hidden = len(numbers[0]), len(weight)
         assert hidden % LANES == 0 and weight.shape == bias.shape
+        assert len(numbers) == len(tables)
         assert all(of.shape == (tokens,) and of.dtype == torch.int64 for of in numbers)
         assert all(table.shape == (len(table), hidden) for table in tables)
         assert all(of.dtype == torch.float32 for of in (*tables, weight, bias))
@@ -225,6 +225,7 @@ class CompiledKernels:
         tokens, hidden = x.shape
         assert x.dtype == torch.float32 and hidden == weights.hidden
         assert knows_heads(hidden, num_heads)
+        _check_rows(starts, lengths, tokens)
         y = torch.empty_like(x)
         wide = x.new_empty(tokens, max(3 * hidden, weights.inner))
         narrow = x.new_empty(2, tokens, hidden)
@@ -321,6 +322,12 @@ def _function(
     function: Callable[..., Any] = getattr(library, name)
     function.argtypes, function.restype = arguments, result  # type: ignore[attr-defined]
     return function
+
+
+def _check_rows(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], tokens: int) -> None:
+    """Assert that rows are among the tokens, and have room on a thread's stack."""
+    assert int(lengths.max()) <= LONGEST_ROW
+    assert starts.shape == lengths.shape and int((starts + lengths).max()) <= tokens
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -118,7 +118,7 @@ def _cost(ends: Ints, cuts: Sequence[int]) -> int:
 
 
 def _micro_batch(rows: Ints, lengths: npt.NDArray[np.integer], starts: Ints) -> MicroBatch:
-    if len(rows) == 1:  # nearly all that somebody waits for: in a fifth of the time
+    if len(rows) == 1:  # often one that somebody waits for: in a third of the time
         positions = np.arange(lengths[rows[0]], dtype=np.int64)
         group = Group(row=0, token=0, rows=1, length=len(positions))
         return MicroBatch(rows, positions + starts[rows[0]], positions, (group,))

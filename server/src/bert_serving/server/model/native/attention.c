@@ -32,7 +32,7 @@ typedef struct {
 } Head;
 
 /* Steps of so many numbers. */
-INLINE int num_steps(int numbers, enum kind kind) {
+INLINE size_t num_steps(size_t numbers, enum kind kind) {
     return kind == PAIRS ? (numbers + 1) / 2 : numbers;
 }
 
@@ -191,8 +191,8 @@ INLINE void attend(const void *qkv, void *mixed, size_t token, int length, int h
     const size_t stride = 3 * (size_t)hidden, first = token * stride + (size_t)number * width;
     const size_t at = token * (size_t)hidden + (size_t)number * width;
     const int is_copied = length > NEAR || kind != FLOATS;
-    word keys[is_copied ? (size_t)num_steps(width, kind) * length : 1] ROOM;
-    word values[is_copied ? (size_t)num_steps(length, kind) * width : 1] ROOM;
+    word keys[is_copied ? num_steps(width, kind) * length : 1] ROOM;
+    word values[is_copied ? num_steps(length, kind) * width : 1] ROOM;
     Head head = {.qkv = qkv, .first = first, .stride = stride, .length = length, .width = width};
     head.keys = along_dimensions(&head, first + hidden, keys, kind);
     head.values = along_tokens(&head, first + 2 * (size_t)hidden, values, kind);

@@ -1,5 +1,4 @@
-/* A tile of a matrix product, on a CPU: rows of numbers by vectors that stand below each other,
- * as blocked by Goto and van de Geijn 2008, Anatomy of High-Performance Matrix Multiplication. Its
+/* A tile of a matrix product, on a CPU: rows of numbers by vectors that stand below each other. Its
  * sums stay in registers while they grow.
  */
 

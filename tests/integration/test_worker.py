@@ -65,13 +65,13 @@ class WorkerProcess:
         assert self.socket.poll(BOOT_S * 1000), "the worker says nothing"
         return decode_message(self.socket.recv_multipart()[1:])
 
-    def send_batch(self, batch_id: int, *rows: str, is_express: bool = False) -> None:
+    def send_batch(self, batch_id: int, *rows: str, **kind: bool) -> None:
         requests = [
             Encode(n, 1, 60_000, {"e": View()}, pack_rows([row])).to_frames()[1:]
             for n, row in enumerate(rows)
         ]
         waited = [0.0] * len(rows)
-        self.send(Batch(batch_id, requests, waited, time.monotonic(), is_express).to_frames())
+        self.send(Batch(batch_id, requests, waited, time.monotonic(), **kind).to_frames())
 
     def answers(self) -> tuple[int, list[Any]]:
         answers = Answers.parse(*self.receive())
@@ -135,6 +135,20 @@ def test_an_express_batch_is_answered_before_the_one_that_runs(start_worker: Wor
         batch_id, answers = worker.answers()
         assert batch_id == number
         assert all(map(is_right, answers, texts[number]))
+
+
+def test_a_batch_that_nothing_may_interrupt_is_computed_in_one_go(
+    start_worker: WorkerStarter,
+) -> None:
+    worker = start_worker(False, row_ms=5 * SECOND)
+
+    def answered() -> list[int]:
+        worker.send_batch(1, *(f"row {n}" for n in range(40)), is_interruptible=False)
+        time.sleep(0.02 * SECOND)  # nearly always it has begun by then
+        worker.send_batch(2, "express", is_express=True)
+        return [worker.answers()[0] for _ in range(2)]
+
+    assert any(answered() == [1, 2] for _ in range(10))
 
 
 def test_a_flood_by_express_leaves_the_batch_that_runs_its_fifth(

@@ -13,6 +13,7 @@ from bert_serving.server.model.compiled import (
     WIDEST_HEAD,
     Codes,
     CompiledKernels,
+    EmbeddingWeights,
     LayerWeights,
     levels_here,
     load_compiled,
@@ -20,7 +21,7 @@ from bert_serving.server.model.compiled import (
 )
 from bert_serving.server.model.device import cpu_lack
 from bert_serving.server.model.kernels import Layer, PlainKernels, attend_fused, layer_norm
-from bert_serving.server.model.kernels_cpu import FEW_TOKENS, CpuKernels, PackedLinear
+from bert_serving.server.model.kernels_cpu import CpuKernels, PackedLinear
 from bert_serving.server.model.kernels_int8 import (
     Int8Kernels,
     Int8Product,
@@ -208,9 +209,9 @@ def test_gelu_is_as_exact_as_torchs(compiled):
     assert gelu(torch.full((1, 64), torch.nan)).isnan().all()
 
 
-def random_layer(kernels, activation="gelu", hidden=64, inner=256):
+def random_layer(kernels, activation="gelu", hidden=64, inner=256, seed=1):
     """Return the parts of a layer that was not trained, with `HEADS` heads."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
 
     def linear(outputs, inputs, activation=None):
         weight = torch.randn(outputs, inputs) * inputs**-0.5
@@ -228,31 +229,34 @@ def random_layer(kernels, activation="gelu", hidden=64, inner=256):
 
 
 @pytest.mark.parametrize("inner", [64, 256])
-@pytest.mark.parametrize("lengths", [[1], [5] * 7, [1, 2, 3, 30], [FEW_TOKENS]], ids=len)
-def test_a_whole_layer_is_its_parts_to_the_last_bit(compiled, lengths, inner):
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [[1], [5] * 7, [1, 2, 3, 30], [LONGEST_ROW, 300]], ids=len)
+def test_whole_layers_are_their_parts_to_the_last_bit(compiled, lengths, count, inner):
     kernels = CpuKernels(compiled, multiplies=True)
-    parts = random_layer(kernels, inner=inner)
+    layers = [random_layer(kernels, inner=inner, seed=seed) for seed in range(count)]
     attend = kernels.attention(random_batch(lengths)[0], HEADS)
     x = torch.randn(sum(lengths), 64)
     before = x.clone()
-    whole = kernels.whole_layer(parts)
-    assert whole.takes(len(x), attend)
+    whole = kernels.whole_layers(layers)
+    assert whole.takes(attend)
     y = whole(x, attend)
     assert torch.equal(x, before)
-    assert torch.equal(y, finish_layer(parts, x, attend(parts.qkv(x)), nothing))
+    for layer in layers:
+        x = finish_layer(layer, x, attend(layer.qkv(x)), nothing)
+    assert torch.equal(y, x)
 
 
-def test_a_layer_is_computed_in_parts_where_it_is_not_known_as_a_whole(compiled):
+def test_layers_are_computed_in_parts_where_they_are_not_known_as_a_whole(compiled):
     kernels = CpuKernels(compiled, multiplies=True)
-    attend = kernels.attention(random_batch([3, 5])[0], HEADS)
-    whole = kernels.whole_layer(random_layer(kernels))
-    assert not whole.takes(FEW_TOKENS + 1, attend)  # it would not be interrupted for long
-    assert not whole.takes(8, PlainKernels().attention(random_batch([3, 5])[0], HEADS))
-    assert not whole.takes(8, kernels.attention(random_batch([3, 5])[0], 3))  # heads of 21 and 1/3
-    assert kernels.whole_layer(random_layer(kernels, activation="relu")) is None
-    assert kernels.whole_layer(random_layer(kernels, hidden=60)) is None
-    assert CpuKernels(compiled).whole_layer(random_layer(CpuKernels(compiled))) is None
-    assert PlainKernels().whole_layer(random_layer(PlainKernels())) is None
+    known = random_layer(kernels)
+    whole = kernels.whole_layers([known, known])
+    assert not whole.takes(PlainKernels().attention(random_batch([3, 5])[0], HEADS))
+    assert not whole.takes(kernels.attention(random_batch([LONGEST_ROW + 1])[0], HEADS))
+    assert not whole.takes(kernels.attention(random_batch([3, 5])[0], 3))  # heads of 21 and 1/3
+    assert kernels.whole_layers([known, random_layer(kernels, activation="relu")]) is None
+    assert kernels.whole_layers([random_layer(kernels, hidden=60)]) is None
+    assert CpuKernels(compiled).whole_layers([random_layer(CpuKernels(compiled))]) is None
+    assert PlainKernels().whole_layers([random_layer(PlainKernels())]) is None
 
 
 @pytest.mark.parametrize("outputs", [20, 48, 1536])
@@ -381,9 +385,15 @@ def test_compiled_kernels_refuse_what_they_would_misread():
         LayerWeights([narrow, narrow, narrow, wide], [norm, norm], 1e-12)
     square = [(compiled.panels(torch.ones(out, 96)), torch.ones(out)) for out in (288, 96, 96, 96)]
     of_96 = LayerWeights(square, [(torch.ones(96), torch.ones(96))] * 2, 1e-12)
+    thin = [(compiled.panels(torch.ones(out, 32)), torch.ones(out)) for out in (96, 32, 32, 32)]
+    of_32 = LayerWeights(thin, [norm, norm], 1e-12)
     with pytest.raises(AssertionError):  # a layer over a row beyond the tokens
-        compiled.layer(of_96, torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+        compiled.layers([of_96], torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+    with pytest.raises(AssertionError):  # layers of two sizes
+        compiled.layers([of_96, of_32], torch.ones(4, 96), np.array([0]), np.array([4]), 2)
+    with pytest.raises(AssertionError):  # a table of another width
+        EmbeddingWeights([mixed, torch.ones(4, 64)], *norm, 1e-12)
     with pytest.raises(AssertionError):  # a table without its numbers
-        compiled.embed([mixed, mixed], [torch.arange(4)], torch.ones(32), torch.ones(32), 1e-12)
+        compiled.embed(EmbeddingWeights([mixed, mixed], *norm, 1e-12), [torch.arange(4)])
     with pytest.raises(AssertionError):  # two types
         compiled.add_norm(mixed, mixed.bfloat16(), torch.ones(32), torch.ones(32), 1e-12)

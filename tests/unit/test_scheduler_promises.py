@@ -503,6 +503,7 @@ class Promises(RuleBasedStateMachine):
             assert not (asked.is_fresh and asked.client in self.held), "its client is held"
             assert queued_s == self.now - asked.arrived_at
         self.check_choice_of_worker(held)
+        assert action.is_interruptible == (held.takes_express and not batch[0].is_small)
         if action.is_express:
             self.check_express(held, batch)
         else:

@@ -34,11 +34,12 @@ def parse(frames: Any) -> Batch | Answers | str:
     return readers[kind](header, buffers) if kind in readers else kind
 
 
-@given(parts, numbers, st.floats(0, 1e12), st.booleans())
+@given(parts, numbers, st.floats(0, 1e12), st.booleans(), st.booleans())
 def test_a_batch_comes_back_as_it_was(
-    requests: list[list[bytes]], number: int, at: float, is_express: bool
+    requests: list[list[bytes]], number: int, at: float, is_express: bool, is_interruptible: bool
 ) -> None:
-    batch = Batch(number, requests, [0.25] * len(requests), at, is_express)
+    waited = [0.25] * len(requests)
+    batch = Batch(number, requests, waited, at, is_express, is_interruptible)
     assert parse(batch.to_frames()) == batch
 
 

@@ -406,7 +406,12 @@ class Broker:
     def _dispatch(self, action: events.Dispatch) -> None:
         queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]
         batch = Batch(
-            action.batch_id, action.payloads, queued_ms, time.monotonic(), action.is_express
+            action.batch_id,
+            action.payloads,
+            queued_ms,
+            sent_at=time.monotonic(),
+            is_express=action.is_express,
+            is_interruptible=action.is_interruptible,
         )
         if not self._send(self._backend, [action.worker, *batch.to_frames()]):
             self._events.append(events.WorkerLost(action.worker))

@@ -8,7 +8,8 @@ that runs waits in the socket.
 An express batch does not wait: between two layers of the one that runs the worker looks
 into its socket, and computes there and then what has come by express. It needs a device
 that is done with a layer when it says so: on a GPU, work is only queued, and an express
-batch would stand behind all of it.
+batch would stand behind all of it. No express batch comes behind small requests: these are
+computed in one go.
 
 With any other device a second thread has the socket: it reads the next batch and sends the
 last one's answers while the device computes.
@@ -247,9 +248,13 @@ class Worker:
         if self._express and not (self._batches and now < self._next_look):
             self._answer_express()
         elif self._batches:
-            is_shared = now < self._shared_until
-            a_part = max(self._replica.max_batch_tokens // SHARED_PARTS, LEAST_SHARED_TOKENS)
-            self._answer(self._batches.popleft(), self._look, a_part if is_shared else None)
+            batch = self._batches.popleft()
+            if batch.is_interruptible:
+                is_shared = now < self._shared_until
+                a_part = max(self._replica.max_batch_tokens // SHARED_PARTS, LEAST_SHARED_TOKENS)
+                self._answer(batch, self._look, a_part if is_shared else None)
+            else:
+                self._answer(batch, nothing)
 
     def _answer(
         self, batch: Batch, between_layers: BetweenLayers, max_tokens: int | None = None

@@ -130,6 +130,7 @@ class Batch:
         sent_at: when that was, in seconds of this machine's monotonic clock, which its
             processes share: what a batch waits behind another is waiting too.
         is_express: it is to be computed in the middle of the one that runs.
+        is_interruptible: one may come by express while it is computed.
 
     """
 
@@ -138,6 +139,7 @@ class Batch:
     queued_ms: Sequence[float]
     sent_at: float
     is_express: bool = False
+    is_interruptible: bool = True
 
     def to_frames(self) -> list[Any]:
         """Return the frames to send."""
@@ -149,6 +151,7 @@ class Batch:
             "queued_ms": list(self.queued_ms),
             "sent_at": self.sent_at,
             "is_express": self.is_express,
+            "is_interruptible": self.is_interruptible,
         }
         return encode_message(header, [frame for frames in self.requests for frame in frames])
 
@@ -167,6 +170,7 @@ class Batch:
             queued_ms=queued_ms,
             sent_at=read.number(header, "sent_at"),
             is_express=read.boolean(header, "is_express"),
+            is_interruptible=read.boolean(header, "is_interruptible"),
         )
 
 

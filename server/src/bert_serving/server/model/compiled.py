@@ -26,14 +26,17 @@ LANES = 16
 LONGEST_ROW, WIDEST_HEAD = 512, 256
 """The most that a thread's stack has to have room for: about 1 MB of keys and values."""
 
+MOST_TABLES = 3
+"""Embeddings that are added up: of words, segments and positions."""
+
 _FOLDER = Path(__file__).with_name("native")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 _ATTEND = (*(_POINTER,) * 4, *(_INT,) * 3)
 _ADD_NORM = (*(_POINTER,) * 4, ctypes.c_float, *(_INT,) * 2)
-_EMBED = (*(_POINTER,) * 3, _INT, *(_POINTER,) * 2, ctypes.c_float, _POINTER, *(_INT,) * 2)
+_EMBED = (*(_POINTER,) * 3, _INT)
 _LINEAR = (*(_POINTER,) * 4, *(_INT,) * 4)
-_LAYER = (*(_POINTER,) * 7, *(_INT,) * 3)
+_LAYERS = (_POINTER, _INT, *(_POINTER,) * 6, *(_INT,) * 3)
 _QUANTIZE = (*(_POINTER,) * 4, *(_INT,) * 2)
 _FINISH = (*(_POINTER,) * 5, *(_INT,) * 3)
 
@@ -89,6 +92,39 @@ class LayerWeights(ctypes.Structure):
         super().__init__(*(tuple(map(_address, pair)) for pair in pairs), eps, hidden, inner)
 
 
+class EmbeddingWeights(ctypes.Structure):
+    """Embeddings' float32 weights and sizes, as the library knows them; they must outlive it.
+
+    Args:
+        tables: `[size, hidden]` each, at most `MOST_TABLES`.
+        weight: of their sum's norm, `[hidden]`.
+        bias: likewise.
+        eps: likewise, a number.
+
+    """
+
+    _fields_ = (
+        *(("tables", MOST_TABLES * _POINTER), ("sizes", MOST_TABLES * ctypes.c_int64)),
+        *(("weight", _POINTER), ("bias", _POINTER), ("eps", ctypes.c_float)),
+        *(("num_tables", _INT), ("hidden", _INT)),
+    )
+    sizes: Sequence[int]
+    num_tables: int
+    hidden: int
+
+    def __init__(
+        self, tables: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> None:
+        hidden = len(weight)
+        assert hidden % LANES == 0 and weight.shape == bias.shape
+        assert 0 < len(tables) <= MOST_TABLES
+        assert all(table.shape == (len(table), hidden) for table in tables)
+        assert all(of.dtype == torch.float32 for of in (*tables, weight, bias))
+        sizes = tuple(len(table) for table in tables)
+        norm = _address(weight), _address(bias), eps
+        super().__init__(tuple(map(_address, tables)), sizes, *norm, len(tables), hidden)
+
+
 class CompiledKernels:
     """The library's functions, checked and typed. Threads are those of torch, as many.
 
@@ -109,7 +145,7 @@ class CompiledKernels:
         self._add_norm = _functions(library, "add_norm", _ADD_NORM)
         self._embed = _function(library, "embed_float32", _EMBED, _INT)
         self._linear = _function(library, "linear_float32", _LINEAR)
-        self._layer = _function(library, "layer_float32", _LAYER)
+        self._layers = _function(library, "layers_float32", _LAYERS)
         self._panel: int = library.panel_width()
         self._quantize = _function(library, "quantize", _QUANTIZE)
         self._finish = _function(library, "finish", _FINISH)
@@ -157,40 +193,25 @@ class CompiledKernels:
         self._add_norm[x.dtype](*addresses, eps, tokens, hidden)
         return x
 
-    def embed(
-        self,
-        tables: Sequence[torch.Tensor],
-        numbers: Sequence[torch.Tensor],
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        eps: float,
-    ) -> torch.Tensor:
+    def embed(self, weights: EmbeddingWeights, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the LayerNorm of a sum of embeddings, float32 `[tokens, hidden]`.
 
         Args:
-            tables: float32 `[size, hidden]` each.
-            numbers: their lines, int64 `[tokens]` for each.
-            weight: the norm's, float32 `[hidden]`.
-            bias: likewise.
-            eps: likewise, a number.
+            weights: of the embeddings.
+            numbers: the lines of each of its tables, int64 `[tokens]`.
 
         Raises:
             IndexError: a number is of no line.
 
         """
-        tokens, hidden = len(numbers[0]), len(weight)
-        assert hidden % LANES == 0 and weight.shape == bias.shape
-        assert len(numbers) == len(tables)
+        tokens = len(numbers[0])
+        assert len(numbers) == weights.num_tables
         assert all(of.shape == (tokens,) and of.dtype == torch.int64 for of in numbers)
-        assert all(table.shape == (len(table), hidden) for table in tables)
-        assert all(of.dtype == torch.float32 for of in (*tables, weight, bias))
-        y = weight.new_empty(tokens, hidden)
-        many = _POINTER * len(tables)
-        sizes = (ctypes.c_int64 * len(tables))(*map(len, tables))
-        lists = many(*map(_address, tables)), many(*map(_address, numbers)), sizes, len(tables)
-        of_norm = _address(weight), _address(bias), eps
-        if self._embed(*lists, *of_norm, _address(y), tokens, hidden):
-            raise IndexError(f"an id or a position beyond the {list(sizes)} embeddings there are")
+        y = torch.empty(tokens, weights.hidden)
+        lists = (_POINTER * len(numbers))(*map(_address, numbers))
+        if self._embed(ctypes.addressof(weights), lists, _address(y), tokens):
+            sizes = list(weights.sizes)[: len(numbers)]
+            raise IndexError(f"an id or a position beyond the {sizes} embeddings there are")
         return y
 
     def knows_weight(self, outputs: int, inputs: int) -> bool:
@@ -213,24 +234,36 @@ class CompiledKernels:
         self._linear(*map(_address, (x, panels, bias, y)), tokens, inputs, outputs, has_gelu)
         return y
 
-    def layer(
+    def layers(
         self,
-        weights: LayerWeights,
+        weights: Sequence[LayerWeights],
         x: torch.Tensor,
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
         num_heads: int,
     ) -> torch.Tensor:
-        """Return a layer's next hidden state, float32 `[tokens, hidden]`; rows as in `attend`."""
+        """Return the hidden state behind layers, one or more, of the one before them.
+
+        Args:
+            weights: theirs, all of one size.
+            x: float32 `[tokens, hidden]`.
+            starts: see `attend`, as the rest.
+            lengths: likewise.
+            num_heads: likewise.
+
+        """
         tokens, hidden = x.shape
-        assert x.dtype == torch.float32 and hidden == weights.hidden
+        inner = weights[0].inner
+        assert x.dtype == torch.float32
+        assert all(of.hidden == hidden and of.inner == inner for of in weights)
         assert knows_heads(hidden, num_heads)
         _check_rows(starts, lengths, tokens)
         y = torch.empty_like(x)
-        wide = x.new_empty(tokens, max(3 * hidden, weights.inner))
+        wide = x.new_empty(tokens, max(3 * hidden, inner))
         narrow = x.new_empty(2, tokens, hidden)
-        self._layer(
-            *(ctypes.addressof(weights), *map(_address, (x, y, wide, narrow))),
+        pointers = (_POINTER * len(weights))(*map(ctypes.addressof, weights))
+        self._layers(
+            *(ctypes.addressof(pointers), len(weights), *map(_address, (x, y, wide, narrow))),
             *(starts.ctypes.data, lengths.ctypes.data, len(starts), tokens, num_heads),
         )
         return y

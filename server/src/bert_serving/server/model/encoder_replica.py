@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -138,9 +139,9 @@ class EncoderReplica:
         """Measure how many tokens to compute at a time, and set `max_batch_tokens` to it."""
         budgets = CPU_BUDGETS if self._device.type == "cpu" else CUDA_BUDGETS
         self.max_batch_tokens = budgets[-1]
-        calibration = calibrate(
-            self._encode_lengths, max_length=self.info.max_length, budgets=budgets
-        )
+        # interrupted for nothing, but interrupted, as large requests are
+        encode = partial(self._encode_lengths, between_layers=lambda: None)
+        calibration = calibrate(encode, max_length=self.info.max_length, budgets=budgets)
         # less than the best where that did not fit into the memory, and was computed in parts
         self.max_batch_tokens = min(self.max_batch_tokens, calibration.max_batch_tokens)
         return replace(calibration, max_batch_tokens=self.max_batch_tokens)
@@ -257,7 +258,9 @@ class EncoderReplica:
             states.layers, output.layers, output.view, batch.groups, special, batch.segments
         )
 
-    def _encode_lengths(self, lengths: Sequence[int]) -> None:
+    def _encode_lengths(
+        self, lengths: Sequence[int], *, between_layers: BetweenLayers = nothing
+    ) -> None:
         """Encode rows of so many tokens each by the default view, or what the model has of it."""
         view = DEFAULT_VIEW
         if self.info.num_layers < 2:
@@ -270,4 +273,4 @@ class EncoderReplica:
             lengths=np.array(lengths, np.int32),
             truncated=np.zeros(len(lengths), np.bool_),
         )
-        self.encode([EncodeRequest(rows, {"": view})])
+        self.encode([EncodeRequest(rows, {"": view})], between_layers=between_layers)

@@ -61,14 +61,14 @@ class Layer:
     feed_norm: AddNorm
 
 
-class WholeLayer(Protocol):
-    """A layer in one go, instead of part by part."""
+class WholeLayers(Protocol):
+    """Layers that follow each other in one go, instead of part by part."""
 
-    def takes(self, tokens: int, attend: Attention) -> bool:
-        """Return whether it can, and is worth it, for so many tokens and this attention."""
+    def takes(self, attend: Attention) -> bool:
+        """Return whether it can, with this attention."""
 
     def __call__(self, x: torch.Tensor, attend: Attention) -> torch.Tensor:
-        """Return the next hidden state, `[tokens, hidden]`, as the parts would."""
+        """Return the hidden state behind them, `[tokens, hidden]`, as the parts would."""
 
 
 class Kernels(Protocol):
@@ -101,8 +101,8 @@ class Kernels(Protocol):
     def attention(self, groups: Sequence[Group], num_heads: int) -> Attention:
         """Return the attention of a micro-batch's rows: prepared once, used in each layer."""
 
-    def whole_layer(self, parts: Layer) -> WholeLayer | None:
-        """Return what computes all of these parts, that `self` has made; None if nothing does."""
+    def whole_layers(self, layers: Sequence[Layer]) -> WholeLayers | None:
+        """Return what computes layers that `self` has made, one or more; None if nothing does."""
 
 
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -173,7 +173,7 @@ class PlainKernels:
         """Return torch's attention, a group at a time."""
         return partial(attend_fused, groups=groups, num_heads=num_heads)
 
-    def whole_layer(self, parts: Layer) -> WholeLayer | None:  # noqa: ARG002
+    def whole_layers(self, layers: Sequence[Layer]) -> WholeLayers | None:  # noqa: ARG002
         """Return None: a layer is computed part by part."""
         return None
 

@@ -17,7 +17,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from .compiled import LANES, LONGEST_ROW, CompiledKernels, LayerWeights, knows_heads
+from .compiled import (
+    LANES,
+    LONGEST_ROW,
+    CompiledKernels,
+    EmbeddingWeights,
+    LayerWeights,
+    knows_heads,
+)
 from .kernels import (
     AddNorm,
     Attention,
@@ -26,7 +33,7 @@ from .kernels import (
     Linear,
     PlainKernels,
     PlainLinear,
-    WholeLayer,
+    WholeLayers,
     activate,
     attend_group_fused,
     new_mixed,
@@ -123,7 +130,7 @@ class CpuKernels:
         is_known = len(weight) % LANES == 0 and all(of.dtype == torch.float32 for of in tables)
         if self._compiled is None or not is_known:
             return PlainKernels().embed(tables, weight, bias, eps)
-        return partial(self._compiled.embed, tables, weight=weight, bias=bias, eps=eps)
+        return CompiledEmbed(tables, weight, bias, eps, self._compiled)
 
     def linear(
         self, weight: torch.Tensor, bias: torch.Tensor, activation: str | None = None
@@ -158,9 +165,31 @@ class CpuKernels:
             return partial(attend_cpu, groups=groups, num_heads=num_heads)
         return CompiledAttention(self._compiled, groups, num_heads)
 
-    def whole_layer(self, parts: Layer) -> WholeLayer | None:
-        """Return the compiled layer, if all its parts are compiled ones."""
-        return CompiledLayer.of(parts)
+    def whole_layers(self, layers: Sequence[Layer]) -> WholeLayers | None:
+        """Return the compiled layers, if all their parts are compiled ones."""
+        weights = [_layer_weights(layer) for layer in layers]
+        known = [of for of in weights if of is not None]
+        return CompiledLayers(known, layers) if len(known) == len(layers) else None
+
+
+class CompiledEmbed:
+    """The compiled sum of embeddings; see `Embed`."""
+
+    def __init__(
+        self,
+        tables: Sequence[torch.Tensor],
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+        compiled: CompiledKernels,
+    ) -> None:
+        self._parts = (*tables, weight, bias)  # whose numbers they are
+        self._weights = EmbeddingWeights(tables, weight, bias, eps)
+        self._compiled = compiled
+
+    def __call__(self, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `[tokens, width]`, of the numbers of each table's lines."""
+        return self._compiled.embed(self._weights, numbers)
 
 
 class CompiledAddNorm:
@@ -212,56 +241,49 @@ class CompiledAttention:
         """Return whether all of it is compiled, for hidden states of this size."""
         return not self._long and knows_heads(hidden, self._num_heads)
 
-    def layer(self, weights: LayerWeights, x: torch.Tensor) -> torch.Tensor:
-        """Return the next hidden state of this one, for these rows; see `CompiledKernels`."""
-        return self._compiled.layer(weights, x, self._starts, self._lengths, self._num_heads)
+    def layers(self, weights: Sequence[LayerWeights], x: torch.Tensor) -> torch.Tensor:
+        """Return the hidden state behind layers, for these rows; see `CompiledKernels`."""
+        return self._compiled.layers(weights, x, self._starts, self._lengths, self._num_heads)
 
 
-FEW_TOKENS = 96
-"""One call saves about a fifth of the time of 10 tokens, and at most a twentieth of that of 92
-(measured); and all of it takes no longer than one of the products between which a large batch is
-interrupted."""
-
-
-class CompiledLayer:
-    """A layer of few tokens in one call; see `WholeLayer`.
+class CompiledLayers:
+    """Layers in one call; see `WholeLayers`.
 
     Args:
-        weights: of its parts.
-        parts: which have them.
+        weights: of each.
+        layers: which have them.
 
     """
 
-    def __init__(self, weights: LayerWeights, parts: Layer) -> None:
+    def __init__(self, weights: Sequence[LayerWeights], layers: Sequence[Layer]) -> None:
         self._weights = weights
-        self._parts = parts  # whose tensors they are
+        self._layers = layers  # whose tensors they are
 
-    @classmethod
-    def of(cls, parts: Layer) -> CompiledLayer | None:
-        """Return the layer of these parts; None if not all of them are compiled ones."""
-        match parts:
-            case Layer(
-                qkv=PanelLinear() as qkv,
-                attention_out=PanelLinear() as attention_out,
-                attention_norm=CompiledAddNorm() as attention_norm,
-                feed_in=PanelLinear(has_gelu=True) as feed_in,
-                feed_out=PanelLinear() as feed_out,
-                feed_norm=CompiledAddNorm() as feed_norm,
-            ):
-                linears = [(x.panels, x.bias) for x in (qkv, attention_out, feed_in, feed_out)]
-                norms = [(x.weight, x.bias) for x in (attention_norm, feed_norm)]
-                return cls(LayerWeights(linears, norms, feed_norm.eps), parts)
-        return None
-
-    def takes(self, tokens: int, attend: Attention) -> bool:
-        """Return whether they are few."""
-        is_compiled = isinstance(attend, CompiledAttention) and attend.knows(self._weights.hidden)
-        return tokens <= FEW_TOKENS and is_compiled
+    def takes(self, attend: Attention) -> bool:
+        """Return whether all of the attention is compiled."""
+        return isinstance(attend, CompiledAttention) and attend.knows(self._weights[0].hidden)
 
     def __call__(self, x: torch.Tensor, attend: Attention) -> torch.Tensor:
-        """Return the next hidden state."""
+        """Return the hidden state behind them."""
         assert isinstance(attend, CompiledAttention)
-        return attend.layer(self._weights, x)
+        return attend.layers(self._weights, x)
+
+
+def _layer_weights(layer: Layer) -> LayerWeights | None:
+    """Return a layer's weights for the library; None if not all its parts are compiled ones."""
+    match layer:
+        case Layer(
+            qkv=PanelLinear() as qkv,
+            attention_out=PanelLinear() as attention_out,
+            attention_norm=CompiledAddNorm() as attention_norm,
+            feed_in=PanelLinear(has_gelu=True) as feed_in,
+            feed_out=PanelLinear() as feed_out,
+            feed_norm=CompiledAddNorm() as feed_norm,
+        ):
+            linears = [(of.panels, of.bias) for of in (qkv, attention_out, feed_in, feed_out)]
+            norms = [(of.weight, of.bias) for of in (attention_norm, feed_norm)]
+            return LayerWeights(linears, norms, feed_norm.eps)
+    return None
 
 
 _FEW_ROWS = 8

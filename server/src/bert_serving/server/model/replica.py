@@ -21,7 +21,7 @@ BetweenLayers = Callable[[], None]
 
 
 def nothing() -> None:
-    """Do nothing between layers."""
+    """Do nothing between layers: they may be computed in one go."""
 
 
 class ModelLoadError(Exception):

@@ -146,7 +146,8 @@ Event: TypeAlias = (
 class Dispatch:
     """Send a batch to a worker: `payloads[i]` waited `queued_s[i]` seconds.
 
-    An express batch is to be computed at once, in the middle of the one that runs.
+    An express batch is to be computed at once, in the middle of the one that runs, which is
+    interruptible then.
     """
 
     worker: Worker
@@ -154,6 +155,7 @@ class Dispatch:
     payloads: Sequence[Any]
     queued_s: Sequence[float]
     is_express: bool = False
+    is_interruptible: bool = True
 
 
 @dataclass(slots=True)

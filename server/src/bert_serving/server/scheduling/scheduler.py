@@ -374,5 +374,12 @@ class Scheduler:
         payloads = [request.payload for request in batch]
         queued_s = [self._now - request.arrived_at for request in batch]
         self._actions.append(
-            events.Dispatch(state.worker, self._batch_ids, payloads, queued_s, is_express)
+            events.Dispatch(
+                state.worker,
+                self._batch_ids,
+                payloads,
+                queued_s,
+                is_express=is_express,
+                is_interruptible=state.opens_lane(batch),
+            )
         )

@@ -14,7 +14,7 @@ that runs they would wait for all of it, in the lane they wait for less.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 from bert_serving.server.scheduling.events import Worker, WorkerReady
@@ -77,9 +77,11 @@ class WorkerState:
     @property
     def has_lane(self) -> bool:
         """Whether small requests should wait for its lane: it computes large ones."""
-        if not self.takes_express:
-            return False
-        return any(not batch[0].is_small for batch in islice(self.batches.values(), 1))
+        return any(self.opens_lane(batch) for batch in islice(self.batches.values(), 1))
+
+    def opens_lane(self, batch: Sequence[Request]) -> bool:
+        """Whether express batches may come while a batch is computed."""
+        return self.takes_express and not batch[0].is_small
 
     def batch(self, batch_id: int) -> list[Request] | None:
         """Return the requests of a batch in hand."""

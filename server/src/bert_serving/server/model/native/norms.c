@@ -58,15 +58,22 @@ void add_norm_bfloat16(void *x, const void *residual, const void *weight, const 
     add_norm(x, residual, weight, bias, eps, tokens, hidden, 1);
 }
 
-/* Some tables' lines to the LayerNorm of their sum, y [tokens, hidden]: tables [size, hidden], each
- * with the numbers [tokens] of its lines; hidden is a multiple of LANES. Returns whether any number
- * is of no line, and there is no y. */
-int embed_float32(const float *const *tables, const int64_t *const *numbers, const int64_t *sizes,
-                  int num_tables, const float *weight, const float *bias, float eps, float *y,
-                  int tokens, int hidden) {
-    for (int table = 0; table < num_tables; table++)
+/* Tables of embeddings, [size, hidden] each, and the norm of their sums. */
+typedef struct {
+    const float *tables[3];
+    int64_t sizes[3];
+    const float *weight, *bias;
+    float eps;
+    int num_tables, hidden;
+} Embeddings;
+
+/* Some lines of each table to the LayerNorm of their sum, y [tokens, hidden]: each table with the
+ * numbers [tokens] of its lines. Returns whether any number is of no line, and there is no y. */
+int embed_float32(const Embeddings *of, const int64_t *const *numbers, float *y, int tokens) {
+    const int hidden = of->hidden;
+    for (int table = 0; table < of->num_tables; table++)
         for (int token = 0; token < tokens; token++)
-            if (numbers[table][token] < 0 || numbers[table][token] >= sizes[table])
+            if (numbers[table][token] < 0 || numbers[table][token] >= of->sizes[table])
                 return 1;
 #pragma omp parallel for schedule(static)
     for (int token = 0; token < tokens; token++) {
@@ -74,12 +81,13 @@ int embed_float32(const float *const *tables, const int64_t *const *numbers, con
         floats total = {};
         for (int dim = 0; dim < hidden; dim += LANES) {
             floats all = {};
-            for (int table = 0; table < num_tables; table++)
-                all += load(tables[table] + numbers[table][token] * hidden, dim, 0);
+            for (int table = 0; table < of->num_tables; table++)
+                all += load(of->tables[table] + numbers[table][token] * hidden, dim, 0);
             store(row, dim, all, 0);
             total += all;
         }
-        normalize(row, total, weight, bias, eps, y, (size_t)token * hidden, hidden, 0);
+        normalize(row, total, of->weight, of->bias, of->eps, y, (size_t)token * hidden, hidden,
+                  0);
     }
     return 0;
 }

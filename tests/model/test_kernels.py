@@ -14,6 +14,7 @@ from bert_serving.server.model.compiled import (
     Codes,
     CompiledKernels,
     EmbeddingWeights,
+    LayerStack,
     LayerWeights,
     levels_here,
     load_compiled,
@@ -388,9 +389,11 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     thin = [(compiled.panels(torch.ones(out, 32)), torch.ones(out)) for out in (96, 32, 32, 32)]
     of_32 = LayerWeights(thin, [norm, norm], 1e-12)
     with pytest.raises(AssertionError):  # a layer over a row beyond the tokens
-        compiled.layers([of_96], torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+        compiled.layers(LayerStack([of_96]), torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+    with pytest.raises(AssertionError):  # hidden states of another size
+        compiled.layers(LayerStack([of_96]), torch.ones(4, 32), np.array([0]), np.array([4]), 2)
     with pytest.raises(AssertionError):  # layers of two sizes
-        compiled.layers([of_96, of_32], torch.ones(4, 96), np.array([0]), np.array([4]), 2)
+        LayerStack([of_96, of_32])
     with pytest.raises(AssertionError):  # a table of another width
         EmbeddingWeights([mixed, torch.ones(4, 64)], *norm, 1e-12)
     with pytest.raises(AssertionError):  # a table without its numbers

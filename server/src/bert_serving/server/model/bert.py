@@ -171,7 +171,7 @@ class BertEncoder:
     ) -> States:
         """Return what is wanted of hidden states that may have padding."""
         return States(
-            {number: states[number][: len(batch.ids)] for number in layers},
+            {number: states[number][: batch.ids.shape[0]] for number in layers},
             self._heads(batch.firsts(states[self.num_layers]), heads) if heads else {},
         )
 
@@ -190,7 +190,7 @@ class BertEncoder:
     ) -> torch.Tensor:
         """Return the hidden state behind a run of layers, of the one before it."""
         layers, whole = self._runs.get(run) or self._build_run(run)
-        is_short = between_layers is nothing or len(x) <= FEW_TOKENS
+        is_short = between_layers is nothing or x.shape[0] <= FEW_TOKENS
         if whole is not None and is_short and whole.takes(attend):
             return whole(x, attend)
         for layer in layers:

@@ -92,6 +92,21 @@ class LayerWeights(ctypes.Structure):
         super().__init__(*(tuple(map(_address, pair)) for pair in pairs), eps, hidden, inner)
 
 
+class LayerStack:
+    """Layers, one or more, of one size, as the library takes them.
+
+    Args:
+        weights: of each, in order.
+
+    """
+
+    def __init__(self, weights: Sequence[LayerWeights]) -> None:
+        self.hidden, self.inner = weights[0].hidden, weights[0].inner
+        assert all((of.hidden, of.inner) == (self.hidden, self.inner) for of in weights)
+        self._weights = weights  # which the pointers are to
+        self.pointers = (_POINTER * len(weights))(*map(ctypes.addressof, weights))
+
+
 class EmbeddingWeights(ctypes.Structure):
     """Embeddings' float32 weights and sizes, as the library knows them; they must outlive it.
 
@@ -204,9 +219,9 @@ class CompiledKernels:
             IndexError: a number is of no line.
 
         """
-        tokens = len(numbers[0])
+        (tokens,) = numbers[0].shape
         assert len(numbers) == weights.num_tables
-        assert all(of.shape == (tokens,) and of.dtype == torch.int64 for of in numbers)
+        assert {(of.shape, of.dtype) for of in numbers} == {((tokens,), torch.int64)}
         y = torch.empty(tokens, weights.hidden)
         lists = (_POINTER * len(numbers))(*map(_address, numbers))
         if self._embed(ctypes.addressof(weights), lists, _address(y), tokens):
@@ -236,34 +251,25 @@ class CompiledKernels:
 
     def layers(
         self,
-        weights: Sequence[LayerWeights],
+        stack: LayerStack,
         x: torch.Tensor,
         starts: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
         num_heads: int,
     ) -> torch.Tensor:
-        """Return the hidden state behind layers, one or more, of the one before them.
+        """Return the hidden state behind layers, float32 `[tokens, hidden]` as x before them.
 
-        Args:
-            weights: theirs, all of one size.
-            x: float32 `[tokens, hidden]`.
-            starts: see `attend`, as the rest.
-            lengths: likewise.
-            num_heads: likewise.
-
+        Rows are as in `attend`.
         """
         tokens, hidden = x.shape
-        inner = weights[0].inner
-        assert x.dtype == torch.float32
-        assert all(of.hidden == hidden and of.inner == inner for of in weights)
+        assert x.dtype == torch.float32 and hidden == stack.hidden
         assert knows_heads(hidden, num_heads)
         _check_rows(starts, lengths, tokens)
         y = torch.empty_like(x)
-        wide = x.new_empty(tokens, max(3 * hidden, inner))
+        wide = x.new_empty(tokens, max(3 * hidden, stack.inner))
         narrow = x.new_empty(2, tokens, hidden)
-        pointers = (_POINTER * len(weights))(*map(ctypes.addressof, weights))
         self._layers(
-            *(ctypes.addressof(pointers), len(weights), *map(_address, (x, y, wide, narrow))),
+            *(stack.pointers, len(stack.pointers), *map(_address, (x, y, wide, narrow))),
             *(starts.ctypes.data, lengths.ctypes.data, len(starts), tokens, num_heads),
         )
         return y

@@ -232,7 +232,7 @@ class EncoderReplica:
         tokens[0] = rows.ids[batch.tokens]
         tokens[1] = rows.segment_ids[batch.tokens]
         tokens[2] = batch.positions
-        ids, segment_ids, positions = to_device(tokens, self._device)
+        ids, segment_ids, positions = to_device(tokens, self._device).unbind()
         segments = None
         if self._has_segments:
             segments = Segments(to_device(row_splits(batch.groups), self._device), positions)

@@ -22,6 +22,7 @@ from .compiled import (
     LONGEST_ROW,
     CompiledKernels,
     EmbeddingWeights,
+    LayerStack,
     LayerWeights,
     knows_heads,
 )
@@ -169,7 +170,7 @@ class CpuKernels:
         """Return the compiled layers, if all their parts are compiled ones."""
         weights = [_layer_weights(layer) for layer in layers]
         known = [of for of in weights if of is not None]
-        return CompiledLayers(known, layers) if len(known) == len(layers) else None
+        return CompiledLayers(LayerStack(known), layers) if len(known) == len(layers) else None
 
 
 class CompiledEmbed:
@@ -219,11 +220,10 @@ class CompiledAttention:
         self._groups = groups
         self._num_heads = num_heads
         short = [group for group in groups if group.length <= LONGEST_ROW]
-        rows = np.array([group.rows for group in short], np.int64)
         lengths = np.array([group.length for group in short], np.int64)
-        self._lengths = np.repeat(lengths, rows)
+        self._lengths = lengths.repeat([group.rows for group in short])
         # the shortest rows come first, one behind the other
-        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._starts = self._lengths.cumsum() - self._lengths
         self._long = groups[len(short) :]
 
     def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
@@ -241,32 +241,32 @@ class CompiledAttention:
         """Return whether all of it is compiled, for hidden states of this size."""
         return not self._long and knows_heads(hidden, self._num_heads)
 
-    def layers(self, weights: Sequence[LayerWeights], x: torch.Tensor) -> torch.Tensor:
+    def layers(self, stack: LayerStack, x: torch.Tensor) -> torch.Tensor:
         """Return the hidden state behind layers, for these rows; see `CompiledKernels`."""
-        return self._compiled.layers(weights, x, self._starts, self._lengths, self._num_heads)
+        return self._compiled.layers(stack, x, self._starts, self._lengths, self._num_heads)
 
 
 class CompiledLayers:
     """Layers in one call; see `WholeLayers`.
 
     Args:
-        weights: of each.
+        stack: their weights.
         layers: which have them.
 
     """
 
-    def __init__(self, weights: Sequence[LayerWeights], layers: Sequence[Layer]) -> None:
-        self._weights = weights
+    def __init__(self, stack: LayerStack, layers: Sequence[Layer]) -> None:
+        self._stack = stack
         self._layers = layers  # whose tensors they are
 
     def takes(self, attend: Attention) -> bool:
         """Return whether all of the attention is compiled."""
-        return isinstance(attend, CompiledAttention) and attend.knows(self._weights[0].hidden)
+        return isinstance(attend, CompiledAttention) and attend.knows(self._stack.hidden)
 
     def __call__(self, x: torch.Tensor, attend: Attention) -> torch.Tensor:
         """Return the hidden state behind them."""
         assert isinstance(attend, CompiledAttention)
-        return attend.layers(self._weights, x)
+        return attend.layers(self._stack, x)
 
 
 def _layer_weights(layer: Layer) -> LayerWeights | None:

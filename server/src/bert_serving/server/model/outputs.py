@@ -104,7 +104,7 @@ def asked_rows(requests: Sequence[EncodeRequest]) -> npt.NDArray[np.int64]:
     """Return the numbers, in the batch, of the rows that anybody wants a view of."""
     is_asked = np.array([bool(request.views) for request in requests], np.bool_)
     sizes = [len(request.rows) for request in requests]
-    return np.flatnonzero(np.repeat(is_asked, sizes))
+    return is_asked.repeat(sizes).nonzero()[0]
 
 
 def join_rows(requests: Sequence[EncodeRequest]) -> TokenRows:

@@ -74,9 +74,9 @@ def pack(lengths: npt.NDArray[np.integer], rows: Ints, max_tokens: int) -> list[
         max_tokens: the token budget.
 
     """
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    starts = lengths.cumsum(dtype=np.int64) - lengths
     rows = rows[lengths[rows] > 0]
-    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    rows = rows[lengths[rows].argsort(kind="stable")]
     cuts = _cuts(lengths[rows].astype(np.int64), int(max_tokens))
     return [_micro_batch(rows[first:last], lengths, starts) for first, last in pairwise(cuts)]
 
@@ -88,7 +88,7 @@ def _cuts(lengths: Ints, max_tokens: int) -> list[int]:
     one of 1,024: all but the last of them one size, with which the least of all is padding. Of
     several the smallest, so that they are about equal.
     """
-    ends = np.cumsum(lengths)
+    ends = lengths.cumsum()
     total = int(ends[-1]) if len(ends) else 0
     if total <= max_tokens:
         return [0, len(lengths)] if total else [0]

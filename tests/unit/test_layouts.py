@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from bert_serving.server.layout_calibration import read_layout
 from bert_serving.server.layouts import Layout, LayoutCalibration, calibrate_layout, layouts
 
 
-def rates(measured: Mapping[int, float]) -> Callable[[Layout], float | None]:
-    return lambda layout: measured.get(layout.num_worker)
+def rates(measured: Mapping[int, float]) -> Callable[[Sequence[Layout]], list[float]]:
+    return lambda pair: [measured[of.num_worker] for of in pair if of.num_worker in measured]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,12 @@ def test_what_cannot_gain_any_more_is_not_measured() -> None:
     calibration = calibrate_layout(layouts(64), rates({1: 100.0, 2: 105.0, 4: 900.0}))
     assert calibration == LayoutCalibration(1, {1: 100.0, 2: 105.0})
     assert str(calibration) == "num_worker=1 (tokens/s by workers: 1: 100, 2: 105)"
+
+
+def test_two_layouts_are_compared_by_what_was_measured_side_by_side() -> None:
+    slower_later = iter([[100.0, 150.0], [50.0, 60.0], [40.0, 43.0]])
+    calibration = calibrate_layout(layouts(64), lambda _: next(slower_later))
+    assert calibration == LayoutCalibration(4, {1: 100.0, 2: 50.0, 4: 40.0, 8: 43.0})
 
 
 def test_a_layout_that_the_memory_cannot_hold_ends_the_search() -> None:

@@ -1,19 +1,24 @@
 """Measuring how many workers a CPU is best shared by, once for a model on a machine.
 
 Each layout is tried with the models of real workers, all at once: what they take from each
-other, caches and memory bandwidth, is what there is to find out.
+other, caches and memory bandwidth, is what there is to find out. Two layouts are tried in turns,
+so that whoever else uses the machine spoils both alike: of two that are about equal, one after the
+other, the wrong one was chosen.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .bare_model import BareModelError, bare_model
+from .bare_model import BareModel, BareModelError, bare_model
 from .config import ServerConfig
 from .control import NOWHERE
 from .devices import is_for_cpu, own_cores, place_workers, processor_name
@@ -24,11 +29,13 @@ from .version import __version__
 
 log = logging.getLogger("bert_serving.layouts")
 
-MEASURE_S = 1.0
+ROUNDS = 5  # in each of which every layout has a turn; medians count
+MEASURE_S = 0.5
 MEASURED_TOKENS = 1024  # at a time, where that is not chosen: near the best for any share of cores
 MEMORY_SHARE = 0.5  # of what is available, which all workers together may take
 _DECISIVE = ("model_dir", "tuned_model_dir", "dtype", "fp16", "compile", "max_seq_len")
 _MADE_FOR_TESTS = "fake:"
+_NATIVE = Path(__file__).parent / "model" / "native"
 
 
 def with_num_worker(config: ServerConfig) -> ServerConfig:
@@ -63,30 +70,46 @@ class _Measurement:
         self._config = config
         self._memory_kib = 0  # of one worker
 
-    def __call__(self, layout: Layout) -> float | None:
-        """Return how many tokens a second all workers compute together."""
-        if self._memory_kib * layout.num_worker > MEMORY_SHARE * _available_kib():
-            return None
-        tokens = self._config.max_batch_tokens or MEASURED_TOKENS  # or each would calibrate
-        config = replace(self._config, num_worker=layout.num_worker, max_batch_tokens=tokens)
-        placements = place_workers(config)
+    def __call__(self, layouts: Sequence[Layout]) -> list[float]:
+        """Return how many tokens a second all workers of each compute together.
+
+        Those are left out for which there is no memory, or that cannot be loaded.
+        """
         with ExitStack() as processes:
             try:
-                models = [
-                    processes.enter_context(
-                        bare_model(worker_config(config, NOWHERE, number, placement), quiet=True)
-                    )
-                    for number, placement in enumerate(placements)
-                ]
-                for model in models:
-                    model.wait_loaded()
-                self._memory_kib = self._memory_kib or _memory_kib(models[0].pid)
-                for model in models:
-                    model.start_computing(MEASURE_S)
-                return sum(model.tokens_per_s(MEASURE_S) for model in models)
+                loaded = list(self._load(layouts, processes))
+                rounds = [[_rate(models) for models in loaded] for _ in range(ROUNDS)]
             except BareModelError as error:
-                log.info("%s could not be measured: %s", layout, error)
-                return None
+                log.info("it could not be measured: %s", error)
+                return []
+        return [statistics.median(rates) for rates in zip(*rounds, strict=True)]
+
+    def _load(
+        self, layouts: Sequence[Layout], processes: ExitStack
+    ) -> Iterator[Sequence[BareModel]]:
+        """Load the models of layouts, as long as there is memory."""
+        tokens = self._config.max_batch_tokens or MEASURED_TOKENS  # or each would calibrate
+        for layout in layouts:
+            if self._memory_kib * layout.num_worker > MEMORY_SHARE * _available_kib():
+                return
+            config = replace(self._config, num_worker=layout.num_worker, max_batch_tokens=tokens)
+            models = [
+                processes.enter_context(
+                    bare_model(worker_config(config, NOWHERE, number, placement), quiet=True)
+                )
+                for number, placement in enumerate(place_workers(config))
+            ]
+            for model in models:
+                model.wait_loaded()
+            self._memory_kib = self._memory_kib or _memory_kib(models[0].pid)
+            yield models
+
+
+def _rate(models: Sequence[BareModel]) -> float:
+    """Return how many tokens a second models compute together, all at once."""
+    for model in models:
+        model.start_computing(MEASURE_S)
+    return sum(model.tokens_per_s(MEASURE_S) for model in models)
 
 
 def _path(config: ServerConfig, num_cores: int) -> Path:
@@ -94,7 +117,9 @@ def _path(config: ServerConfig, num_cores: int) -> Path:
     settings = asdict(config)
     decisive = [settings[name] for name in _DECISIVE]
     torch = importlib.metadata.version("torch")
-    key = [decisive, _model_file(config), processor_name(), num_cores, torch, __version__]
+    kernels = [sha256(file.read_bytes()).hexdigest() for file in sorted(_NATIVE.glob("*.so"))]
+    machine = [processor_name(), num_cores, torch, __version__, kernels]
+    key = [decisive, _model_file(config), *machine]
     return cache_folder() / f"layout-{digest(key)}.json"
 
 

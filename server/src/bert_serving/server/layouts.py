@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 FEWEST_THREADS = 4
 """Of a worker on a machine with more cores: below, a single sentence takes long."""
@@ -64,27 +65,26 @@ def layouts(num_cores: int) -> list[Layout]:
 
 
 def calibrate_layout(
-    candidates: Sequence[Layout], measure: Callable[[Layout], float | None]
+    candidates: Sequence[Layout], measure: Callable[[Sequence[Layout]], Sequence[float]]
 ) -> LayoutCalibration | None:
     """Return the layout to use: twice the workers as long as that gains a tenth.
 
     Args:
-        candidates: the fewest workers first.
-        measure: returns the tokens a second of all workers of a layout together; None where
-            the machine cannot hold so many.
+        candidates: the fewest workers first, two or more.
+        measure: returns the tokens a second of all workers of a layout together, for two
+            layouts, measured side by side; only of the first where the machine cannot hold so
+            many, and of none where the model cannot be loaded.
 
     Returns:
         None where the first could not be measured.
 
     """
-    rates: dict[int, float] = {}
-    best = 0
-    for layout in candidates:
-        rate = measure(layout)
-        if rate is None:
+    measured: dict[int, float] = {}
+    best = candidates[0].num_worker
+    for fewer, more in pairwise(candidates):
+        rates = measure([fewer, more])
+        measured.update(zip((fewer.num_worker, more.num_worker), rates, strict=False))
+        if len(rates) < 2 or rates[1] < GOOD_GAIN * rates[0]:
             break
-        rates[layout.num_worker] = rate
-        if best and rate < GOOD_GAIN * rates[best]:
-            break
-        best = layout.num_worker
-    return LayoutCalibration(best, rates) if rates else None
+        best = more.num_worker
+    return LayoutCalibration(best, measured) if measured else None

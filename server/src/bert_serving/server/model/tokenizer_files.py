@@ -1,9 +1,9 @@
 """From a model's files to its `Tokenizer`: what is there, and what can be made of it.
 
-Parallelism: `Tokenizer.tokenize` runs in another thread than the model, and releases the
-GIL. On a CPU the model needs every core, and tokenizing is some percent of its work, so the
-tokenizer is kept to its caller's thread (`parallel=False`); beside a GPU the cores are
-free, and it may use all. `TOKENIZERS_PARALLELISM` in the environment wins over both.
+Parallelism: on a CPU one thread tokenizes and computes by turns, tokenizing is some percent of
+the work, and the tokenizer's own threads would meet the model's, which still spin: on two cores
+they took 0.85 of the time. So it is kept to its caller's thread (`parallel=False`); beside a GPU
+the cores are free, and it may use all. `TOKENIZERS_PARALLELISM` in the environment wins over both.
 """
 
 from __future__ import annotations

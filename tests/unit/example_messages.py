@@ -108,6 +108,13 @@ ANSWERS: dict[str, Any] = {
         default_view=DEFAULT_VIEW,
         model=MODEL,
     ),
+    "welcome_of_a_server_with_several_workers": Welcome(
+        server="bert-serving/2.0.0",
+        state="ready",
+        limits=Limits(max_rows=64, max_bytes=32768, window=13, workers=2, min_rows=32),
+        default_view=DEFAULT_VIEW,
+        model=MODEL,
+    ),
     "welcome_on_a_named_connection": Welcome(
         server="bert-serving/2.0.0",
         state="ready",

@@ -159,6 +159,8 @@ answers = st.one_of(
             max_rows=st.integers(1, protocol.MAX_ROWS),
             max_bytes=st.integers(1, 1 << 20),
             window=st.integers(1, protocol.MAX_ROWS),
+            workers=st.integers(2, protocol.MAX_ROWS),
+            min_rows=st.integers(1, protocol.MAX_ROWS),
         ),
         default_view=filled_views,
         model=maps,

@@ -39,7 +39,13 @@ def plain(row: Any) -> Any:
     return tuple(map(plain, row)) if isinstance(row, tuple) else row
 
 
-limits_of_any_size = st.builds(Limits, max_rows=st.integers(1, 5), max_bytes=st.integers(1, 100))
+limits_of_any_size = st.builds(
+    Limits,
+    max_rows=st.integers(1, 5),
+    max_bytes=st.integers(1, 100),
+    workers=st.integers(1, 3),
+    min_rows=st.integers(1, 9),
+)
 
 
 @given(text_rows, limits_of_any_size, st.booleans())
@@ -91,6 +97,30 @@ def test_an_iterator_is_drawn_from_chunk_by_chunk() -> None:
     assert not drawn
     source.take(SMALL)
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (0, []),
+        (1, [1]),
+        (40, [40]),  # two parts would have fewer than 32
+        (64, [32, 32]),
+        (70, [35, 35]),
+        (100, [34, 34, 32]),
+        (190, [64, 64, 62]),
+        (200, [64, 64, 64, 8]),
+    ],
+)
+def test_a_call_is_cut_so_that_each_worker_gets_a_part(total: int, expected: list[int]) -> None:
+    limits = Limits(max_rows=64, workers=3, min_rows=32)
+    assert [chunk.rows for chunk in chunks(RowSource(["a"] * total), limits)] == expected
+
+
+def test_an_iterator_of_unknown_length_is_cut_into_full_requests() -> None:
+    limits = Limits(max_rows=64, workers=3, min_rows=32)
+    taken = chunks(RowSource("a" for _ in range(100)), limits)
+    assert [chunk.rows for chunk in taken] == [64, 36]
 
 
 def test_limits_may_change_between_chunks() -> None:

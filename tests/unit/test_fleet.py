@@ -145,6 +145,14 @@ def test_requests_are_cut_to_the_smallest_limits() -> None:
     assert [message["rows"] for _, message in sent(fleet)] == [3, 3]
 
 
+def test_a_call_is_cut_for_the_workers_of_all_servers() -> None:
+    fleet = a_fleet()
+    fleet.receive(0, welcome(max_rows=64, workers=2, min_rows=8), 0.0)
+    fleet.receive(1, welcome(max_rows=64, min_rows=16), 0.0)
+    a_call(fleet, 60)
+    assert [message["rows"] for _, message in sent(fleet)] == [20, 20, 20]
+
+
 def test_servers_of_different_models_end_every_call() -> None:
     fleet = a_fleet()
     call = a_call(fleet, 1)

@@ -15,8 +15,9 @@ from bert_serving.server.roster import TOKENS_A_ROW, Roster
 
 def limits(budget: int, **options: Any) -> Limits:
     """Return what a client is told when a worker has come that takes so many tokens."""
+    num_worker = options.pop("workers", 1)
     config = ServerConfig(**options)
-    roster = Roster(broker_config(config, addresses(1), num_worker=1))
+    roster = Roster(broker_config(config, addresses(1), num_worker=num_worker))
     worker = {"worker": 0, "pid": 1, "host": "here", "device": "cpu", "model": {}}
     roster.mark_ready(b"w", {**worker, "max_batch_tokens": budget})
     return roster.limits()
@@ -38,3 +39,13 @@ def test_a_part_of_a_large_call_is_not_taken_for_a_small_request(
 
 def test_a_request_has_no_more_rows_than_a_batch_may() -> None:
     assert limits(2_048, max_batch_size=8).max_rows == 8
+
+
+@pytest.mark.parametrize("budget", [64, 2_048])
+@pytest.mark.parametrize("priority_batch_size", [0, 16, 40])
+def test_a_call_is_shared_by_workers_in_parts_that_are_no_small_requests(
+    budget: int, priority_batch_size: int
+) -> None:
+    told = limits(budget, priority_batch_size=priority_batch_size, workers=4)
+    assert told.workers == 4
+    assert priority_batch_size < told.min_rows <= told.max_rows

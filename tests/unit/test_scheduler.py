@@ -70,6 +70,26 @@ def test_requests_that_arrive_together_go_out_together() -> None:
     assert sent(actions) == [(b"v", ["a0", "b0"])]
 
 
+@pytest.mark.parametrize(
+    ("busy", "nbytes", "expected"),
+    [
+        ("", 400, [(b"u", ["a0", "a1"]), (b"v", ["a2", "a3"]), (b"w", ["a4", "a5"])]),
+        ("u", 400, [(b"v", ["a0", "a1", "a2"]), (b"w", ["a3", "a4", "a5"])]),
+        ("uv", 400, [(b"w", ["a0", "a1", "a2", "a3", "a4", "a5"])]),
+        ("", 40, [(b"u", ["a0", "a1", "a2", "a3", "a4", "a5"])]),  # too little to be shared
+    ],
+)
+def test_what_arrives_together_is_shared_by_all_idle_workers(
+    busy: str, nbytes: int, expected: list[tuple[bytes, list[str]]]
+) -> None:
+    scene = Scene()
+    scene.start("u", "v", "w")
+    for number, worker in enumerate(busy):
+        assert sent(scene.ask(f"z{number}"))[0][0] == worker.encode()
+    new = [RequestArrived(b"a", i, 1, nbytes, 60.0, f"a{i}") for i in range(6)]
+    assert sent(scene.play(RequestsArrived(new))) == expected
+
+
 def test_idle_workers_get_work_before_any_gets_a_second_batch() -> None:
     scene = Scene()
     scene.start("v", "w")

@@ -12,6 +12,7 @@ from itertools import combinations
 from math import inf, nan
 from operator import attrgetter
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from bert_serving.server.scheduling import scheduler
 from bert_serving.server.scheduling.events import (
     Action,
     AnswerError,
@@ -51,8 +53,10 @@ LIMITS = SchedulerLimits(
 )
 CLIENTS = [b"ann", b"bob", b"cy"]
 WORKERS = [b"w0", b"w1", b"w2"]
-MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 12
+MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 20
 MAX_EXPRESS_TOKENS = max(MAX_BATCH_TOKENS / 4, min(MAX_BATCH_TOKENS, 256))
+LEAST_SHARE_TOKENS = 20
+TINY = 1e-6  # costs are added up in another order
 
 Flow: TypeAlias = tuple[str | bytes, bool]
 """A client or "class", and whether it is about small requests."""
@@ -128,6 +132,8 @@ class Held:
 class Promises(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
+        self.least_share = patch.object(scheduler, "LEAST_SHARE_TOKENS", LEAST_SHARE_TOKENS)
+        self.least_share.start()
         self.scheduler = Scheduler(LIMITS)
         self.now = 1_000.0
         self.draining = False
@@ -547,9 +553,11 @@ class Promises(RuleBasedStateMachine):
         held.is_on_trial = True
 
     def check_filling(self, batch: list[Asked], held: Held, *, is_express: bool) -> None:
-        max_tokens = MAX_EXPRESS_TOKENS if is_express else MAX_BATCH_TOKENS
+        max_tokens = MAX_EXPRESS_TOKENS if is_express else self.share_of(batch)
         if len(batch) > 1:
-            assert sum(asked.cost for asked in batch) <= max_tokens
+            is_one_set_apart = any(asked.deaths >= 2 for asked in self.queued())
+            most = MAX_BATCH_TOKENS if is_one_set_apart else max_tokens
+            assert sum(asked.cost for asked in batch) <= most
             assert sum(asked.rows for asked in batch) <= MAX_BATCH_ROWS
         rest = [asked for asked in self.ready() if asked not in batch]
         if held.takes_express:
@@ -562,6 +570,12 @@ class Promises(RuleBasedStateMachine):
             too_long = sum(asked.cost for asked in [*batch, max(rest, key=cost)]) > max_tokens
             too_many = sum(asked.rows for asked in [*batch, max(rest, key=rows)]) > MAX_BATCH_ROWS
             assert too_long or too_many, "a batch was left open that any request would fit in"
+
+    def share_of(self, batch: list[Asked]) -> float:
+        """The tokens of a worker's batch, of what waited: equal shares where others are idle."""
+        idle = [held for held in self.takers() if not (held.in_hand or held.is_on_trial)]
+        waited = sum(asked.cost for asked in {*self.queued(), *batch})
+        return min(MAX_BATCH_TOKENS, max(waited / max(len(idle), 1) + TINY, LEAST_SHARE_TOKENS))
 
     def check_turn(self, asked: Asked, *, of_one_class: bool) -> None:
         """Those put back first, in their first order; then fair between and inside classes.
@@ -715,6 +729,7 @@ class Promises(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a worker that works, everything that is still open gets its answer."""
+        self.least_share.stop()
         for client in CLIENTS:
             self.a_client_is_released(client)
         for worker in WORKERS:

@@ -34,12 +34,17 @@ def mismatch(addresses: tuple[str, str], one: Welcome, other: Welcome) -> ModelM
 
 
 def smallest(limits: Sequence[Limits]) -> Limits:
-    """Return limits within all of these, so that any server takes what is cut to them."""
+    """Return limits within all of these, so that any server takes what is cut to them.
+
+    A call is cut for the workers of all.
+    """
     return Limits(
         max_rows=min(one.max_rows for one in limits),
         max_bytes=min(one.max_bytes for one in limits),
         window=min(one.window for one in limits),
         max_request_bytes=min(one.max_request_bytes for one in limits),
+        workers=sum(one.workers for one in limits),
+        min_rows=max(one.min_rows for one in limits),
     )
 
 

@@ -85,14 +85,15 @@ class RowSource:
 
         """
         rows = self._waiting
+        most = limits.rows_a_request(self.total)
         if not rows:
-            rows = list(islice(self._rows, limits.max_rows))
+            rows = list(islice(self._rows, most))
             if self.total is None:
                 rows = self._checked(rows, self._taken)
         if not rows:
             self.total = self._taken
             return None
-        count = min(len(rows), limits.max_rows)
+        count = min(len(rows), most)
         buffer = self._pack(rows[:count])
         while len(buffer) > limits.max_bytes and count > 1:
             count = max(1, count * limits.max_bytes // (len(buffer) + 1))

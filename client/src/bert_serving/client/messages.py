@@ -41,6 +41,8 @@ class Limits:
             `max_rows` rows and `max_bytes` bytes.
         max_request_bytes: bytes of a request, also of one with a single row; the server
             drops the connection of who sends more.
+        workers: how many compute at a time: a call is cut so that each gets a part, ...
+        min_rows: ... as long as each part has so many rows.
 
     """
 
@@ -48,6 +50,15 @@ class Limits:
     max_bytes: int = 32 << 10
     window: int = 4
     max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES
+    workers: int = 1
+    min_rows: int = 1
+
+    def rows_a_request(self, total: int | None) -> int:
+        """Return how many rows a request should have, of a call of so many; None: not known."""
+        if total is None or self.workers == 1:
+            return self.max_rows
+        parts = min(self.workers, max(total // self.min_rows, 1))
+        return min(-(-total // parts), self.max_rows) or 1
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,8 @@ class Welcome:
         }
         if limits.max_request_bytes != DEFAULT_MAX_REQUEST_BYTES:
             header["max_request_bytes"] = limits.max_request_bytes
+        if limits.workers > 1:
+            header["workers"], header["min_rows"] = limits.workers, limits.min_rows
         if self.connection:
             header["connection"] = self.connection
         return encode_message(header)

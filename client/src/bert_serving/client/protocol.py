@@ -218,6 +218,8 @@ def _parse_welcome(header: Header) -> Welcome:
                 if "max_request_bytes" in header
                 else DEFAULT_MAX_REQUEST_BYTES
             ),
+            workers=fields.integer(header, "workers", 1, MAX_ROWS) if "workers" in header else 1,
+            min_rows=fields.integer(header, "min_rows", 1, MAX_ROWS) if "min_rows" in header else 1,
         ),
         default_view=default_view,
         model=fields.mapping(header, "model"),

@@ -128,7 +128,8 @@ class Roster:
 
         A request that fills a worker's budget costs the least per row; more in flight
         than the workers can hold would only wait here instead of there. The parts of a large
-        call must not be taken for small requests, however little a slow worker takes.
+        call must not be taken for small requests, however little a slow worker takes, or how
+        many share it.
         """
         most = min(self._config.max_request_bytes, MAX_ROWS_BYTES)
         if not self._budget:
@@ -140,7 +141,9 @@ class Roster:
         a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
         window = int(BATCHES_IN_FLIGHT * a_batch * self._num_worker) + 1
         window = min(window, share // max_rows, 256)
-        return Limits(max_rows, min(max_bytes, most), window, most)
+        workers = max(self._num_worker, self.num_ready)  # others may compute as well
+        min_rows = min(self._config.limits.priority_batch_size + 1, max_rows)
+        return Limits(max_rows, min(max_bytes, most), window, most, workers, min_rows)
 
     def welcome(self, *, is_draining: bool, connection: str = "") -> Welcome:
         """Return the answer to a hello that came by a connection."""

@@ -162,18 +162,20 @@ class RequestQueue:
         requests: how many wait, suspects included.
         rows: rows of them.
         nbytes: bytes of them.
+        cost: what all of them will cost.
 
     """
 
     __slots__ = (
         "_clock", "_front", "_large", "_priority_batch_size", "_small", "_suspects", "_turns",
-        "nbytes", "requests", "rows",
+        "cost", "nbytes", "requests", "rows",
     )  # fmt: skip
 
     def __init__(self, priority_batch_size: int) -> None:
         self.requests = 0
         self.rows = 0
         self.nbytes = 0
+        self.cost = 0.0
         self._priority_batch_size = priority_batch_size
         self._small = FairQueue(_SMALL_WEIGHT)
         self._large = FairQueue(_LARGE_WEIGHT)
@@ -321,3 +323,4 @@ class RequestQueue:
         self.requests += sign
         self.rows += sign * request.rows
         self.nbytes += sign * request.nbytes
+        self.cost = self.cost + sign * request.cost if self.requests else 0.0

@@ -11,9 +11,10 @@ The promises:
 2. what can't be accepted is refused at once;
 3. small requests go first but can't starve the rest, and clients share by cost; between express
    batches and the batch that runs, the worker sees to that;
-4. an idle worker gets work at once, filled across clients up to its budget, unless all that
-   waits is of clients that are held; one that computes large requests and takes express
-   batches gets small ones at once as well, as one such batch at a time;
+4. an idle worker gets work at once, filled across clients up to its budget, or to its share of
+   what waits where others are idle too, unless all that waits is of clients that are held; one
+   that computes large requests and takes express batches gets small ones at once as well, as one
+   such batch at a time;
 5. expired and cancelled requests are never sent to a worker;
 6. what a lost worker had goes first again; a request that was in hand when two died is
    tried alone, and when a third dies it fails alone.
@@ -38,6 +39,11 @@ EXPRESS_SHARE = 0.25
 EXPRESS_TOKENS = 256
 """But so many it may have, if the budget does: between two express batches a layer of large
 requests is computed, and a worker with a small budget could not keep up with small ones."""
+
+
+LEAST_SHARE_TOKENS = 128
+"""Of what waits, so much goes to one idle worker before the next one gets any: a batch of less
+takes hardly less time."""
 
 
 class Scheduler:
@@ -344,12 +350,17 @@ class Scheduler:
         return lane is not None or state is not None
 
     def _send_batch(self, state: WorkerState) -> None:
-        tokens, rows = state.max_batch_tokens, state.max_batch_rows
+        tokens, rows = self._budget(state), state.max_batch_rows
         if state.has_lane:
             batch = self._queue.take_class(tokens, rows, is_small=False)
         else:
             batch = self._queue.take(tokens, rows, one_class=state.takes_express)
         self._send(state, batch)
+
+    def _budget(self, state: WorkerState) -> float:
+        """Return what a worker is to take: no more than its share, if all who are idle get one."""
+        share = self._queue.cost / max(self._pool.num_idle, 1)
+        return min(state.max_batch_tokens, max(share, LEAST_SHARE_TOKENS))
 
     def _try_suspect(self) -> None:
         """Try one suspect alone; never two at a time, or they could take every worker."""

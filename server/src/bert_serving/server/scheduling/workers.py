@@ -149,6 +149,11 @@ class WorkerPool:
                     return state
         return None
 
+    @property
+    def num_idle(self) -> int:
+        """How many workers hold nothing and can take a batch."""
+        return len(self._shelves[0])
+
     def best_lane(self) -> WorkerState | None:
         """Return the worker that the next express batch goes to, if any can take one."""
         return next(iter(self._lanes.values()), None)

@@ -420,9 +420,12 @@ def test_many_tasks_can_be_the_first_to_connect(fake_server: ServerProcess) -> N
 def test_first_calls_to_nobody_all_end_with_the_same_error() -> None:
     async def calls() -> None:
         client = AsyncBertClient(port=1, connect_timeout=300)
-        errors = await asyncio.gather(
-            *(client.encode("a") for _ in range(5)), return_exceptions=True
-        )
+
+        async def call(number: int) -> None:
+            await asyncio.sleep(0.01 * number)  # the first gives up while others still wait
+            await client.encode("a")
+
+        errors = await asyncio.gather(*map(call, range(5)), return_exceptions=True)
         assert {type(error) for error in errors} == {ServerUnreachable}
         assert all("127.0.0.1:1" in str(e) or "localhost:1" in str(e) for e in errors), errors
         await client.close()

@@ -396,6 +396,8 @@ class AsyncBertClient:
             connection.close()
         if connection.is_shut_out:
             raise await asyncio.to_thread(unreachable, self.endpoints)
-        if isinstance(call.error, RequestTimeout):
+        # its time was up, or that of another call, which has closed the connection
+        was_closed = isinstance(call.error, ServerUnreachable) and not self._is_closed
+        if was_closed or isinstance(call.error, RequestTimeout):
             raise await asyncio.to_thread(unreachable, self.endpoints, self._connect_timeout_s)
         raise call.error

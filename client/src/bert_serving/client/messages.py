@@ -41,8 +41,8 @@ class Limits:
             `max_rows` rows and `max_bytes` bytes.
         max_request_bytes: bytes of a request, also of one with a single row; the server
             drops the connection of who sends more.
-        workers: how many compute at a time: a call is cut so that each gets a part, ...
-        min_rows: ... as long as each part has so many rows.
+        workers: how many compute at a time: a call is cut so that each gets a part.
+        min_rows: least rows of such a part.
 
     """
 

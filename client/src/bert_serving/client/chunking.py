@@ -64,9 +64,10 @@ class RowSource:
         rows = _ordered(rows)
         if is_counted and not isinstance(rows, Sequence):
             rows = list(rows)
-        self.total: int | None = len(rows) if isinstance(rows, Sequence) else None
+        self.total: int | None = None
         self._waiting: list[Row] = []
         if isinstance(rows, Sequence):
+            self.total = len(rows)
             self._rows: Iterator[Any] = iter(self._checked(rows, 0))
         else:
             self._rows = iter(rows)
@@ -131,6 +132,8 @@ class RowSource:
 
 
 def _ordered(rows: Any) -> Iterable[Any]:
+    if type(rows) is list:
+        return rows
     if getattr(rows, "ndim", 1) > 1 and not hasattr(rows, "tolist"):
         raise TypeError(f"a {type(rows).__name__} has several columns: pass one of them")
     if hasattr(rows, "tolist"):  # NumPy and pandas: plain str are checked and packed faster

@@ -179,15 +179,16 @@ class ConnectedClient:
         if encode_options.group is not None:
             check_one_server(self.endpoints)
         call = options.new_call(texts, encode_options, self._timeout_s)
-        self._own_process().next_request_id()
+        process = self._own_process()
+        process.next_request_id()
         progress = progress_bar(call.total) if show_progress_bar else None
         call.on_progress = progress.update if progress else None
         try:
-            member = self._own_process().member() if encode_options.group is not None else None
+            member = process.member() if encode_options.group is not None else None
             if member is not None:  # by the connection that would get the copy, so that none comes
                 member.wait_for(call, lambda fleet, now: fleet.submit(call, now))
                 return options.finished_encoding(call, member.fleet)
-            with self._connections().connection(self._timeout_s) as connection:
+            with process.pool.connection(call.timeout_s) as connection:
                 connection.wait_for(call, lambda fleet, now: fleet.submit(call, now))
                 return options.finished_encoding(call, connection.fleet)
         finally:

@@ -70,13 +70,17 @@ class ConnectionPool:
             RequestTimeout: none was given back within `timeout_s`.
 
         """
-        with self._place(timeout_s):
+        place = self._place(timeout_s) if self._max_connections is not None else None
+        try:
             connection = self._borrow()
             try:
                 self._handshake(connection)
                 yield connection
             finally:
                 self._give_back(connection)
+        finally:
+            if place is not None:
+                place.leave()
 
     def take(self) -> Connection:
         """Return a connection for long use, welcomed; to be given back by `release`."""
@@ -103,22 +107,14 @@ class ConnectionPool:
         if is_unused:
             self._context.destroy()
 
-    @contextmanager
-    def _place(self, timeout_s: float) -> Iterator[None]:
-        if self._max_connections is None:
-            yield
-            return
+    def _place(self, timeout_s: float) -> _Place:
         try:
-            place = self._places.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+            return self._places.get(timeout=min(timeout_s, threading.TIMEOUT_MAX))
         except Empty:
             raise RequestTimeout(
                 f"all {self._max_connections} connections (max_concurrency) were in use for "
                 f"{timeout_s * 1000:.0f} ms (timeout): raise one of the two"
             ) from None
-        try:
-            yield
-        finally:
-            place.leave()
 
     def _handshake(self, connection: Connection) -> None:
         if connection.fleet.welcome is None:

@@ -148,6 +148,7 @@ class BertEncoder:
             layers: which states are wanted; no layer beyond the deepest one is computed.
             between_layers: see `Encoder`; called between the parts of a layer as well, the
                 longest of which are its matrix products, unless it is computed as a whole.
+                With `nothing`, so are all layers on the way to a state that is wanted.
 
         """
         x = self._embed(*inputs)

@@ -49,6 +49,13 @@ def test_more_workers_must_gain_a_tenth(measured: dict[int, float], chosen: int)
     assert calibration.num_worker == chosen
 
 
+@pytest.mark.parametrize(("second", "chosen"), [(119.0, 1), (121.0, 2)])
+def test_workers_of_few_threads_must_gain_a_fifth(second: float, chosen: int) -> None:
+    calibration = calibrate_layout(layouts(2), rates({1: 100.0, 2: second}))
+    assert calibration is not None
+    assert calibration.num_worker == chosen
+
+
 def test_what_cannot_gain_any_more_is_not_measured() -> None:
     calibration = calibrate_layout(layouts(64), rates({1: 100.0, 2: 105.0, 4: 900.0}))
     assert calibration == LayoutCalibration(1, {1: 100.0, 2: 105.0})

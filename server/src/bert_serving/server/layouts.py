@@ -13,8 +13,9 @@ from itertools import pairwise
 FEWEST_THREADS = 4
 """Of a worker on a machine with more cores: below, a single sentence takes long."""
 
-GOOD_GAIN = 1.1
-"""What twice the workers must gain: they take twice the memory, and a sentence takes longer."""
+GOOD_GAIN, GOOD_GAIN_OF_FEW = 1.1, 1.2
+"""What twice the workers must gain: they take twice the memory, and a sentence takes longer. More,
+if each has fewer threads than `FEWEST_THREADS`: then it takes twice the time."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def layouts(num_cores: int) -> list[Layout]:
 def calibrate_layout(
     candidates: Sequence[Layout], measure: Callable[[Sequence[Layout]], Sequence[float]]
 ) -> LayoutCalibration | None:
-    """Return the layout to use: twice the workers as long as that gains a tenth.
+    """Return the layout to use: twice the workers as long as that gains enough.
 
     Args:
         candidates: the fewest workers first, two or more.
@@ -84,7 +85,8 @@ def calibrate_layout(
     for fewer, more in pairwise(candidates):
         rates = measure([fewer, more])
         measured.update(zip((fewer.num_worker, more.num_worker), rates, strict=False))
-        if len(rates) < 2 or rates[1] < GOOD_GAIN * rates[0]:
+        enough = GOOD_GAIN if more.num_threads >= FEWEST_THREADS else GOOD_GAIN_OF_FEW
+        if len(rates) < 2 or rates[1] < enough * rates[0]:
             break
         best = more.num_worker
     return LayoutCalibration(best, measured) if measured else None

@@ -141,9 +141,14 @@ class Roster:
         a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
         window = int(BATCHES_IN_FLIGHT * a_batch * self._num_worker) + 1
         window = min(window, share // max_rows, 256)
-        workers = max(self._num_worker, self.num_ready)  # others may compute as well
-        min_rows = min(self._config.limits.priority_batch_size + 1, max_rows)
-        return Limits(max_rows, min(max_bytes, most), window, most, workers, min_rows)
+        return Limits(
+            max_rows=max_rows,
+            max_bytes=min(max_bytes, most),
+            window=window,
+            max_request_bytes=most,
+            workers=max(self._num_worker, self.num_ready),  # other machines' compute as well
+            min_rows=min(self._config.limits.priority_batch_size + 1, max_rows),
+        )
 
     def welcome(self, *, is_draining: bool, connection: str = "") -> Welcome:
         """Return the answer to a hello that came by a connection."""

@@ -27,7 +27,7 @@ LONGEST_ROW, WIDEST_HEAD = 512, 256
 """The most that a thread's stack has to have room for: about 1 MB of keys and values."""
 
 MOST_TABLES = 3
-"""Embeddings that are added up: of words, segments and positions."""
+"""Embeddings that are added up, of words, segments and positions; see `native/norms.c`."""
 
 _FOLDER = Path(__file__).with_name("native")
 _SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -82,7 +82,7 @@ class Vitals:
         self._pid = pid
         self._tally = tally
         self._born = time.monotonic()
-        self._next_look = self._born
+        self._next_look = self._born + LOOK_S  # a process has next to nothing when it is born
         self._memory_bytes: int | None = None
         self._cgroups = Cgroups()
         self._kills = self._kills_before = self._cgroups.oom_kills()
@@ -94,9 +94,13 @@ class Vitals:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        self._memory_bytes = _memory_bytes(self._pid) or self._memory_bytes
+        self.look_at_memory()
         # counted before its end is noticed, a kill must not be forgotten: hence the one before
         self._kills_before, self._kills = self._kills, self._cgroups.oom_kills()
+
+    def look_at_memory(self) -> None:
+        """Look at what it has of the machine's memory, now; one that is ending has none."""
+        self._memory_bytes = _memory_bytes(self._pid) or self._memory_bytes
 
     def ending(self, status: int) -> Ending:
         """Return how the life has ended."""

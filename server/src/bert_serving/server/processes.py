@@ -113,6 +113,8 @@ class Child(Generic[Role]):
         """Note that it has said it is ready."""
         self.is_ready = True
         self.policy.on_healthy(now)
+        if self._vitals is not None:  # it has now loaded what it needs: it may end before long
+            self._vitals.look_at_memory()
 
     @property
     def pid(self) -> int | None:

@@ -272,6 +272,15 @@ class Promises(RuleBasedStateMachine):
             if any(held.in_hand for held in self.workers.values()):
                 self.a_batch_is_answered(choice, out_of_order=False, told=told)
 
+    @precondition(lambda self: len(self.takers()) > 1)
+    @rule(burst=bursts)
+    def a_burst_finds_idle_workers(self, burst: list[tuple[bytes, int, int, float]]) -> None:
+        """What waits is answered, so that several workers may share what comes then."""
+        for _ in range(len(self.open)):
+            if any(held.in_hand for held in self.workers.values()):
+                self.a_batch_is_answered(0, out_of_order=False, told=True)
+        self.requests_arrive(burst, at_once=True)
+
     @precondition(lambda self: any(held.express for held in self.workers.values()))
     @rule(choice=choices, told=st.booleans())
     def an_express_batch_is_answered(self, choice: int, told: bool) -> None:
@@ -557,7 +566,7 @@ class Promises(RuleBasedStateMachine):
         if len(batch) > 1:
             is_one_set_apart = any(asked.deaths >= 2 for asked in self.queued())
             most = MAX_BATCH_TOKENS if is_one_set_apart else max_tokens
-            assert sum(asked.cost for asked in batch) <= most
+            assert sum(asked.cost for asked in batch) <= most, "a batch has more than its share"
             assert sum(asked.rows for asked in batch) <= MAX_BATCH_ROWS
         rest = [asked for asked in self.ready() if asked not in batch]
         if held.takes_express:
@@ -574,7 +583,7 @@ class Promises(RuleBasedStateMachine):
     def share_of(self, batch: list[Asked]) -> float:
         """The tokens of a worker's batch, of what waited: equal shares where others are idle."""
         idle = [held for held in self.takers() if not (held.in_hand or held.is_on_trial)]
-        waited = sum(asked.cost for asked in {*self.queued(), *batch})
+        waited = sum(asked.cost for asked in {*self.ready(), *batch})
         return min(MAX_BATCH_TOKENS, max(waited / max(len(idle), 1) + TINY, LEAST_SHARE_TOKENS))
 
     def check_turn(self, asked: Asked, *, of_one_class: bool) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -73,15 +74,17 @@ class FairQueue:
 
     Attributes:
         size: how many requests wait for their turn, those of held clients left out.
+        cost: what these will cost.
 
     """
 
-    __slots__ = ("_clock", "_flows", "_heap", "_held", "_pushes", "size", "start", "weight")
+    __slots__ = ("_clock", "_flows", "_heap", "_held", "_pushes", "cost", "size", "start", "weight")
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
         self.start = 0.0  # this class's own place, on the clock of the two classes
         self.size = 0
+        self.cost = 0.0
         self._clock = 0.0
         self._flows: dict[Client, OrderedDict[int, Request]] = {}
         self._held: dict[Client, OrderedDict[int, Request]] = {}
@@ -100,7 +103,7 @@ class FairQueue:
             self._pushes += 1
             heappush(self._heap, (self._clock, self._pushes, request.client, flow))
         flow[request.request_id] = request
-        self.size += 1
+        self._count(1, request.cost)
 
     def head(self) -> Request | None:
         """Return the request whose turn it is; it stays."""
@@ -121,7 +124,7 @@ class FairQueue:
         self._clock = start
         self._pushes += 1
         heapreplace(self._heap, (start + request.cost, self._pushes, client, flow))
-        self.size -= 1
+        self._count(-1, -request.cost)
         return request
 
     def remove(self, request: Request) -> None:
@@ -130,7 +133,7 @@ class FairQueue:
             del held[request.request_id]
             return
         del self._flows[request.client][request.request_id]
-        self.size -= 1
+        self._count(-1, -request.cost)
 
     def hold(self, client: Client) -> None:
         """Pass a client over until it is released."""
@@ -138,13 +141,17 @@ class FairQueue:
             return
         flow = self._flows.get(client, OrderedDict())
         self._held[client] = flow.copy()
-        self.size -= len(flow)
+        self._count(-len(flow), -sum(request.cost for request in flow.values()))
         flow.clear()
 
     def release(self, client: Client) -> None:
         """Let a client that was held take its turns again."""
         for request in self._held.pop(client, {}).values():
             self.push(request)
+
+    def _count(self, size: int, cost: float) -> None:
+        self.size += size
+        self.cost = self.cost + cost if self.size else 0.0  # no rounding errors are kept
 
     def _forget_idle_clients(self) -> None:
         """Bound what passing clients leave behind while the clock can't reach them."""
@@ -162,20 +169,18 @@ class RequestQueue:
         requests: how many wait, suspects included.
         rows: rows of them.
         nbytes: bytes of them.
-        cost: what all of them will cost.
 
     """
 
     __slots__ = (
         "_clock", "_front", "_large", "_priority_batch_size", "_small", "_suspects", "_turns",
-        "cost", "nbytes", "requests", "rows",
+        "nbytes", "requests", "rows",
     )  # fmt: skip
 
     def __init__(self, priority_batch_size: int) -> None:
         self.requests = 0
         self.rows = 0
         self.nbytes = 0
-        self.cost = 0.0
         self._priority_batch_size = priority_batch_size
         self._small = FairQueue(_SMALL_WEIGHT)
         self._large = FairQueue(_LARGE_WEIGHT)
@@ -248,6 +253,13 @@ class RequestQueue:
         """Take the next batch likewise, for a place that only one class may have."""
         following = partial(self.first, is_small=is_small)
         return self._take(following, max_tokens, max_rows, is_charged=False)
+
+    @property
+    def cost(self) -> float:
+        """What all that may go into a batch with others will cost."""
+        front = chain.from_iterable(self._front)
+        put_back = sum(request.cost for _, request in front if request.is_open)
+        return put_back + self._small.cost + self._large.cost
 
     @property
     def has_suspects(self) -> bool:
@@ -323,4 +335,3 @@ class RequestQueue:
         self.requests += sign
         self.rows += sign * request.rows
         self.nbytes += sign * request.nbytes
-        self.cost = self.cost + sign * request.cost if self.requests else 0.0

@@ -14,6 +14,7 @@ import torch
 
 from bert_serving.server.model import encoders
 from bert_serving.server.model.calibration import Calibration
+from bert_serving.server.model.encoder_replica import EncoderReplica
 from bert_serving.server.model.kept_calibration import (
     calibration_path,
     keep_calibration,
@@ -97,6 +98,27 @@ def test_what_others_have_disturbed_is_not_kept(load, tiny_dir, cache, caplog, w
     assert load(directory, max_batch_tokens=None).max_batch_tokens > 0
     assert not list(cache.glob("calibration-*.json"))
     assert "others had 40 % of these cores" in caplog.text
+
+
+def test_workers_that_measure_at_once_take_what_the_first_has_kept(
+    load, tiny_dir, cache, caplog, wait_for_cores, monkeypatch
+):
+    wait_for_cores(0.05)
+    directory, _ = tiny_dir()
+    settings = json.loads((directory / "config.json").read_text())
+    path = calibration_path(settings, torch.float32, torch.device("cpu"))
+    measure = EncoderReplica.calibrate
+
+    def measure_while_another_is_done(replica):
+        keep_calibration(path, Calibration(77, {77: 1.0}))
+        return measure(replica)
+
+    monkeypatch.setattr(EncoderReplica, "calibrate", measure_while_another_is_done)
+    with caplog.at_level(logging.INFO):
+        assert load(directory, max_batch_tokens=None).max_batch_tokens == 77
+    assert "as another worker has it: max_batch_tokens=77" in caplog.text
+    assert list(cache.glob("calibration-*.json")) == [path]
+    assert json.loads(path.read_text())["max_batch_tokens"] == 77
 
 
 TWO_ON_ONE_CORE = """

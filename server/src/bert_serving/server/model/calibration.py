@@ -63,7 +63,7 @@ def calibrate(
     handover_s: float = _HANDOVER_S,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
-    """Return the smallest budget that reaches 95 % of the best rate.
+    """Return the smallest budget that comes near the best rate.
 
     Goes round all budgets, smallest first, and keeps the best rate of each, so that a
     moment in which others use the machine spoils no single budget. A budget too large for

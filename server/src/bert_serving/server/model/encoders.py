@@ -139,7 +139,10 @@ def _calibrate(
     device: torch.device,
     kept: Path,
 ) -> None:
-    """Have a replica compute as many tokens at a time as is best: as is kept, or as it measures."""
+    """Have a replica compute as many tokens at a time as is best: as is kept, or as it measures.
+
+    Of workers that measure at once, all take what the first one to be done has kept.
+    """
     calibration = read_calibration(kept)
     if calibration is not None:
         replica.max_batch_tokens = calibration.max_batch_tokens
@@ -149,6 +152,10 @@ def _calibrate(
     started, before = time.perf_counter(), waited_s()
     calibration = replica.calibrate()
     wall = time.perf_counter() - started
+    if (others := read_calibration(kept)) is not None:
+        replica.max_batch_tokens = others.max_batch_tokens
+        logger.info("calibrated: %s; but as another worker has it: %s", calibration, others)
+        return
     waited = (waited_s() - before) / (wall * torch.get_num_threads())
     if isinstance(plan, BertConfig):
         best = matrix_gflops(dtype, device, _LIMIT_LOOK_S)

@@ -16,6 +16,7 @@ from bert_serving.server.model.compiled import (
     EmbeddingWeights,
     LayerStack,
     LayerWeights,
+    Spans,
     levels_here,
     load_compiled,
     load_level,
@@ -368,13 +369,18 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     if not isinstance(compiled, CompiledKernels):
         pytest.skip("no kernels were compiled for this machine")
     qkv, mixed = torch.zeros(4, 96), torch.zeros(4, 32)
+    four, five = (Spans(np.array([0]), np.array([tokens])) for tokens in (4, 5))
+    with pytest.raises(AssertionError):  # a row that a thread's stack has no room for
+        Spans(np.array([0]), np.array([LONGEST_ROW + 1]))
+    with pytest.raises(AssertionError):  # numbers of another size
+        Spans(np.array([0], np.int32), np.array([4], np.int32))
     with pytest.raises(AssertionError):  # a row beyond the tokens
-        compiled.attend(qkv, mixed, np.array([0]), np.array([5]), 2)
+        compiled.attend(qkv, mixed, five, 2)
     wide = torch.zeros(4, 3 * 1024), torch.zeros(4, 1024)
     with pytest.raises(AssertionError):  # heads that a thread's stack has no room for
-        compiled.attend(*wide, np.array([0]), np.array([4]), 2)
+        compiled.attend(*wide, four, 2)
     with pytest.raises(AssertionError):  # columns of something larger
-        compiled.attend(qkv, torch.zeros(4, 64)[:, :32], np.array([0]), np.array([4]), 2)
+        compiled.attend(qkv, torch.zeros(4, 64)[:, :32], four, 2)
     with pytest.raises(AssertionError):  # outputs that fill no panel
         compiled.panels(torch.ones(20, 32))
     panels = compiled.panels(torch.ones(64, 32))
@@ -389,9 +395,9 @@ def test_compiled_kernels_refuse_what_they_would_misread():
     thin = [(compiled.panels(torch.ones(out, 32)), torch.ones(out)) for out in (96, 32, 32, 32)]
     of_32 = LayerWeights(thin, [norm, norm], 1e-12)
     with pytest.raises(AssertionError):  # a layer over a row beyond the tokens
-        compiled.layers(LayerStack([of_96]), torch.ones(4, 96), np.array([0]), np.array([5]), 2)
+        compiled.layers(LayerStack([of_96]), torch.ones(4, 96), five, 2)
     with pytest.raises(AssertionError):  # hidden states of another size
-        compiled.layers(LayerStack([of_96]), torch.ones(4, 32), np.array([0]), np.array([4]), 2)
+        compiled.layers(LayerStack([of_96]), torch.ones(4, 32), four, 2)
     with pytest.raises(AssertionError):  # layers of two sizes
         LayerStack([of_96, of_32])
     with pytest.raises(AssertionError):  # a table of another width

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -56,6 +56,8 @@ class Agenda:
             once should not come back at once.
 
     Attributes:
+        cutting: calls with rows that have not been sent at all; the next one first.
+        due: requests to be sent again, the first first.
         waiting_rows: of requests to be sent again: they keep their room in the windows.
         waiting_bytes: the same, in bytes.
 
@@ -65,27 +67,22 @@ class Agenda:
         self._jitter = jitter
         self._calls: set[Call] = set()
         self._first_deadline = math.inf  # or earlier: deadlines move on, this is looked at late
-        self._cutting: deque[EncodeCall] = deque()  # calls with rows left to send
-        self._due: deque[Request] = deque()
+        self.cutting: deque[EncodeCall] = deque()
+        self.due: deque[Request] = deque()
         self._put_off: list[tuple[float, int, Request]] = []
         self._hedges: deque[tuple[float, Request]] = deque()
         self._order = count()
         self.waiting_rows = self.waiting_bytes = 0
 
     @property
-    def is_cutting(self) -> bool:
-        """Whether there are rows that have not been sent at all."""
-        return bool(self._cutting)
-
-    @property
-    def has_due(self) -> bool:
-        """Whether there may be requests to be sent again."""
-        return bool(self._due)
-
-    @property
     def wants_servers(self) -> bool:
         """Whether there is something to send, now or later."""
-        return bool(self._cutting or self._due or self._put_off)
+        return bool(self.cutting or self.due or self._put_off)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to send, neither now nor later, be it to another server."""
+        return not (self.cutting or self.due or self._put_off or self._hedges)
 
     @property
     def calls(self) -> list[Call]:
@@ -101,29 +98,25 @@ class Agenda:
 
     def add(self, call: EncodeCall) -> None:
         """Take in a call that is watched, with rows to be cut."""
-        self._cutting.append(call)
+        self.cutting.append(call)
 
     def abandon(self, call: Call) -> None:
         """Forget a call; its requests are to be forgotten by whoever has them."""
         self._calls.discard(call)
         if isinstance(call, EncodeCall):
-            if call in self._cutting:
-                self._cutting.remove(call)
-            if self._due or self._put_off:
+            if call in self.cutting:
+                self.cutting.remove(call)
+            if self.due or self._put_off:
                 self._drop(call)
 
     def clear(self) -> None:
         """Forget all calls."""
         self._calls.clear()
-        self._cutting.clear()
-        self._due.clear()
+        self.cutting.clear()
+        self.due.clear()
         self._put_off.clear()
         self._hedges.clear()
         self.waiting_rows = self.waiting_bytes = 0
-
-    def next_call(self) -> EncodeCall:
-        """Return the call whose turn it is to be cut."""
-        return self._cutting[0]
 
     def cut(self, limits: Limits, now: float) -> Request | None:
         """Cut the next request, of the call whose turn it is; None if that has no rows left.
@@ -132,11 +125,11 @@ class Agenda:
             Exception: of the caller's row, or its iterator's own.
 
         """
-        call = self._cutting[0]
+        call = self.cutting[0]
         chunk = call.cut(limits)
-        self._cutting.rotate(-1)
+        self.cutting.rotate(-1)
         if call.is_all_cut:
-            self._cutting.remove(call)
+            self.cutting.remove(call)
             call.finish_if_complete()
         if chunk is None:
             return None
@@ -144,22 +137,17 @@ class Agenda:
             call.deadline = max(call.deadline, now + call.timeout_s)
         return Request(call, chunk)
 
-    @property
-    def due(self) -> Iterable[Request]:
-        """The requests to be sent again, the first first."""
-        return self._due
-
     def sent(self, request: Request) -> None:
         """Take a request that was due off: it has been sent, or need not be."""
         request.is_due = False
-        self._due.remove(request)
+        self.due.remove(request)
         self._count(request, -1)
 
     def send_again(self, request: Request) -> None:
         """Let a request be sent as soon as there is a server for it."""
         if not request.is_due and not request.is_put_off:
             request.is_due = True
-            self._due.append(request)
+            self.due.append(request)
             self._count(request, 1)
 
     def put_off(self, request: Request, error: ServerError, now: float) -> bool:
@@ -229,12 +217,12 @@ class Agenda:
 
     def _drop(self, call: EncodeCall) -> None:
         """Let go of a call's requests that wait."""
-        waiting = [*self._due, *(entry[2] for entry in self._put_off)]
+        waiting = [*self.due, *(entry[2] for entry in self._put_off)]
         for request in waiting:
             if request.call is call:
                 request.is_due = request.is_put_off = False
                 self._count(request, -1)
-        self._due = deque(request for request in self._due if request.is_due)
+        self.due = deque(request for request in self.due if request.is_due)
         self._put_off = [entry for entry in self._put_off if entry[2].is_put_off]
         heapq.heapify(self._put_off)
 

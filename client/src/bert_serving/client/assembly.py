@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import MalformedMessage
-from .messages import Result, ViewArray
+from .messages import Result, RowTokens, ViewArray
 
 Array: TypeAlias = npt.NDArray[Any]
 Embeddings: TypeAlias = Array | list[Array]
@@ -61,6 +62,17 @@ class Tokens(NamedTuple):
     segment_ids: Any
 
 
+@dataclass(slots=True)
+class _Part:
+    """What is kept of one answer; its pooled views are in the whole call's arrays already."""
+
+    start: int
+    n_tokens: Sequence[int]
+    truncated: Sequence[int]
+    tokens: RowTokens | None
+    ragged: dict[str, ViewArray]
+
+
 class Assembly:
     """The arrays of one call while its answers come in.
 
@@ -71,11 +83,12 @@ class Assembly:
     def __init__(
         self, view_names: Sequence[str], total: int | None, *, show_tokens: bool = False
     ) -> None:
-        self._view_names = view_names
+        self._view_names = dict.fromkeys(view_names)
         self._show_tokens = show_tokens
         self._capacity = total or 0
         self._pooled: dict[str, Array] = {}
-        self._parts: list[tuple[int, Result]] = []
+        self._parts: list[_Part] = []
+        self._queue_ms = self._tokenize_ms = self._compute_ms = 0.0
         self.rows = 0
 
     def add(self, start: int, rows: int, result: Result) -> None:
@@ -85,36 +98,44 @@ class Assembly:
             MalformedMessage: the answer is not for these rows and views.
 
         """
-        complete = set(result.views) == set(self._view_names)
+        is_complete = result.views.keys() == self._view_names.keys()
         if (result.tokens is not None) is not self._show_tokens:
-            complete = False
-        if len(result.n_tokens) != rows or not complete:
+            is_complete = False
+        if len(result.n_tokens) != rows or not is_complete:
             raise MalformedMessage(
                 f"the server answered {len(result.n_tokens)} rows of views {sorted(result.views)}, "
                 f"asked were {rows} rows of views {sorted(self._view_names)}"
             )
-        kept: dict[str, ViewArray] = {}
+        ragged: dict[str, ViewArray] = {}
         for name, view in result.views.items():
             if view.row_splits is None:
                 self._pooled_array(name, start + rows, view.values)[start : start + rows] = (
                     view.values
                 )
             else:
-                kept[name] = ViewArray(view.values.copy(), view.row_splits)
-        self._parts.append((start, _without_frames(result, kept)))
+                ragged[name] = ViewArray(view.values.copy(), view.row_splits)
+        part = _Part(start, result.n_tokens, result.truncated, result.tokens, ragged)
+        self._parts.append(part)
+        self._queue_ms += result.queue_ms
+        self._tokenize_ms += result.tokenize_ms
+        self._compute_ms += result.compute_ms
         self.rows += rows
 
     def finish(self, empty: Callable[[str], Embeddings]) -> Encoding:
         """Return the whole; `empty(name)` is a view's value when there was no row at all."""
-        parts = [result for _, result in sorted(self._parts, key=lambda part: part[0])]
-        views = {name: self._finished(name, parts) for name in self._view_names if parts}
+        parts = self._parts
+        if len(parts) > 1:
+            parts.sort(key=attrgetter("start"))
         encoding = Encoding(
-            views=views or {name: empty(name) for name in self._view_names},
+            views={
+                name: self._finished(name, parts) if parts else empty(name)
+                for name in self._view_names
+            },
             n_tokens=np.array([n for part in parts for n in part.n_tokens], dtype=np.int64),
             truncated=_flags(parts, self.rows),
-            queue_ms=sum(part.queue_ms for part in parts),
-            tokenize_ms=sum(part.tokenize_ms for part in parts),
-            compute_ms=sum(part.compute_ms for part in parts),
+            queue_ms=self._queue_ms,
+            tokenize_ms=self._tokenize_ms,
+            compute_ms=self._compute_ms,
         )
         if self._show_tokens:
             encoding.tokens = [row for part in parts for row in _token_texts(part)]
@@ -137,25 +158,11 @@ class Assembly:
         self._pooled[name] = array
         return array
 
-    def _finished(self, name: str, parts: Sequence[Result]) -> Embeddings:
+    def _finished(self, name: str, parts: Sequence[_Part]) -> Embeddings:
         if name in self._pooled:
             array = self._pooled[name]
             return array if len(array) == self.rows else array[: self.rows].copy()
-        return [row for part in parts for row in _split(part.views[name])]
-
-
-def _without_frames(result: Result, views: dict[str, ViewArray]) -> Result:
-    """Return a result that holds no received buffer, so that its memory can be freed."""
-    return Result(
-        id=result.id,
-        views=views,
-        n_tokens=result.n_tokens,
-        truncated=result.truncated,
-        tokens=result.tokens,
-        queue_ms=result.queue_ms,
-        tokenize_ms=result.tokenize_ms,
-        compute_ms=result.compute_ms,
-    )
+        return [row for part in parts for row in _split(part.ragged[name])]
 
 
 def _split(view: ViewArray) -> list[Array]:
@@ -163,7 +170,7 @@ def _split(view: ViewArray) -> list[Array]:
     return [view.values[splits[i] : splits[i + 1]] for i in range(len(splits) - 1)]
 
 
-def _flags(parts: Sequence[Result], rows: int) -> Array:
+def _flags(parts: Sequence[_Part], rows: int) -> Array:
     flags = np.zeros(rows, dtype=bool)
     start = 0
     for part in parts:
@@ -173,14 +180,14 @@ def _flags(parts: Sequence[Result], rows: int) -> Array:
     return flags
 
 
-def _token_texts(part: Result) -> list[list[str]]:
+def _token_texts(part: _Part) -> list[list[str]]:
     if part.tokens is None:
         return []
     texts, splits = part.tokens.texts, _splits(part.n_tokens)
     return [list(texts[splits[i] : splits[i + 1]]) for i in range(len(part.n_tokens))]
 
 
-def _token_rows(part: Result, name: str) -> list[Array]:
+def _token_rows(part: _Part, name: str) -> list[Array]:
     if part.tokens is None:
         return []
     values, splits = getattr(part.tokens, name).copy(), _splits(part.n_tokens)

@@ -74,7 +74,7 @@ class MembershipCall(Call):
         self.before: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class EncodeOptions:
     """What one call wants of each of its rows.
 
@@ -112,6 +112,7 @@ class EncodeCall(Call):
 
     Attributes:
         on_progress: called with the number of rows that each answer brings.
+        is_all_cut: every row has gone into a request.
         number: of the call on its connection, for those who get a copy; the session sets it.
         refusal: why a server has last refused a part of it, if there was no answer since.
 
@@ -134,6 +135,7 @@ class EncodeCall(Call):
             list(options.views), source.total, show_tokens=options.show_tokens
         )
         self.on_progress: Callable[[int], object] | None = None
+        self.is_all_cut = source.is_exhausted
         self.open_requests = 0
         self.number = 0
         self.refusal: Exception | None = None
@@ -149,14 +151,10 @@ class EncodeCall(Call):
         answers_before = max(self.open_requests - 1, 0)
         return self.deadline + (answers_before * self.timeout_s if answers_before else 0)
 
-    @property
-    def is_all_cut(self) -> bool:
-        """Whether every row has gone into a request."""
-        return self._source.is_exhausted
-
     def cut(self, limits: Limits) -> Chunk | None:
         """Return the rows of the next request; None when there are no more."""
         chunk = self._source.take(limits)
+        self.is_all_cut = self._source.is_exhausted
         if chunk is not None:
             self.open_requests += 1
         return chunk

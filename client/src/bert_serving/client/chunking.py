@@ -20,7 +20,7 @@ from .rows import Row, pack_rows
 ON_EMPTY = ("encode", "error")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
     """The rows of one request, packed: rows `start` to `start + rows` of the call."""
 

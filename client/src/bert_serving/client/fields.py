@@ -66,8 +66,9 @@ def numbers(header: Header, name: str) -> list[float]:
     value = header.get(name)
     if type(value) is not list or len(value) > MAX_LIST:
         raise MalformedMessage(f"{name} must be a list of at most {MAX_LIST} numbers")
-    if not all(type(item) in (int, float) and 0 <= item < math.inf for item in value):
-        raise MalformedMessage(f"{name} holds something that is no finite number of at least 0")
+    for item in value:
+        if type(item) not in (int, float) or not 0 <= item < math.inf:
+            raise MalformedMessage(f"{name} holds something that is no finite number of at least 0")
     return value
 
 

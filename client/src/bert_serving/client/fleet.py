@@ -162,7 +162,10 @@ class Fleet:
 
     def next_message(self, now: float) -> tuple[int, list[Any]] | None:
         """Return the frames of the next message and the number of its server, if there is one."""
-        return self._own_message(now) or self._next_request(now)
+        message = self._own_message(now)
+        if message is not None or self._agenda.is_empty:
+            return message
+        return self._next_request(now)
 
     def receive(self, number: int, frames: Sequence[Buffer], now: float) -> None:
         """Take in one message from a server; whatever it is, this does not raise."""
@@ -228,13 +231,13 @@ class Fleet:
         agenda = self._agenda
         if agenda.has_later:
             agenda.pass_time(now)
-        if agenda.has_due and (message := self._next_repeat(now)) is not None:
+        if agenda.due and (message := self._next_repeat(now)) is not None:
             return message
-        while agenda.is_cutting:
+        while agenda.cutting:
             session = self._least_busy(agenda.waiting_rows, agenda.waiting_bytes)
             if session is None:
                 return None
-            call = agenda.next_call()
+            call = agenda.cutting[0]
             try:
                 cut = agenda.cut(self._limits, now)
             except Exception as error:  # noqa: BLE001  # of the caller's row, or its iterator's own

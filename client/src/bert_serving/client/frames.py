@@ -35,6 +35,8 @@ MAX_ARRAY_DIMENSIONS = 4
 DTYPES = ("<f4", "<f2", "<i4", "<i8", "|u1")
 """The only dtypes that travel: little-endian, fixed size, no objects."""
 
+_ITEM_BYTES = {dtype: np.dtype(dtype).itemsize for dtype in DTYPES}
+
 
 def encode_message(header: Mapping[str, Any], buffers: Sequence[Any] = ()) -> list[Any]:
     """Return the frames of a message; the buffers go out as they are."""
@@ -141,9 +143,10 @@ def decode_array(description: Any, buffer: Buffer) -> npt.NDArray[Any]:
         raise MalformedMessage(
             f"shape {reprlib.repr(shape)} is no list of at most {MAX_ARRAY_DIMENSIONS} sizes"
         )
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise MalformedMessage(f"shape {reprlib.repr(shape)} holds something that is no size")
-    itemsize = np.dtype(dtype).itemsize
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise MalformedMessage(f"shape {reprlib.repr(shape)} holds something that is no size")
+    itemsize = _ITEM_BYTES[dtype]
     if math.prod(shape) * itemsize != len(buffer):
         raise MalformedMessage(
             f"a buffer of {len(buffer)} bytes cannot be shape {shape} of {itemsize}-byte items"

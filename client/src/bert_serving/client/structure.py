@@ -42,7 +42,7 @@ def check_structure(
     """
     if len(data) < COPY_BELOW_BYTES:
         data = bytes(data)
-        openings = _openings(data)
+        openings = len(data) - len(data.translate(None, _OPENINGS))  # at most
         is_flat = is_typed or openings <= max_depth
         room = openings * len(data) * POINTER_BYTES  # msgpack reads no length above that of data
         if is_flat and len(data) <= max_items and room <= MAX_UNSEEN_BYTES:
@@ -51,11 +51,6 @@ def check_structure(
         _walk(data, what, max_depth, max_items)
     except IndexError:
         raise MalformedMessage(f"the {what} is not valid msgpack: it ends too early") from None
-
-
-def _openings(data: bytes) -> int:
-    """Return how many lists and maps begin in data, at most."""
-    return len(data) - len(data.translate(None, _OPENINGS))
 
 
 def _walk(data: Data, what: str, max_depth: int, max_items: int) -> None:

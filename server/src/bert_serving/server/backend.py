@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import zmq
+from zmq.backend import zmq_poll
 from zmq.utils.monitor import recv_monitor_message
 
 from bert_serving.client.endpoint import Endpoint, Keys
@@ -46,6 +47,7 @@ class Backend:
         self.socket.sndhwm = self.socket.rcvhwm = 0  # two batches at most are on their way
         self.socket.routing_id = route
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._monitored = [(self.monitor, int(zmq.POLLIN))]
         self._connections = 0
         if keys is not None:
             self.socket.ipv6 = "[" in address
@@ -74,7 +76,7 @@ class Backend:
     def has_new_broker(self) -> bool:
         """Whether the socket has connected again since this was last asked."""
         before = self._connections
-        while self.monitor.poll(0):
+        while zmq_poll(self._monitored, 0):
             recv_monitor_message(self.monitor)
             self._connections += 1
         return self._connections > max(before, 1)

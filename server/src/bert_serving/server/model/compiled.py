@@ -140,6 +140,29 @@ class EmbeddingWeights(ctypes.Structure):
         super().__init__(tuple(map(_address, tables)), sizes, *norm, len(tables), hidden)
 
 
+class Spans:
+    """Where rows lie on a token axis, as the library reads it.
+
+    Args:
+        starts: the number of each row's first token, int64 `[rows]`.
+        lengths: tokens of each row, at most `LONGEST_ROW`, int64 `[rows]`.
+
+    Attributes:
+        end: no row has a token of this number, or of a higher one.
+
+    """
+
+    def __init__(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
+        assert starts.dtype == lengths.dtype == np.int64 and starts.shape == lengths.shape
+        assert lengths.max(initial=0) <= LONGEST_ROW  # there is room for it on a thread's stack
+        self._arrays = np.ascontiguousarray(starts), np.ascontiguousarray(lengths)
+        self.addresses = tuple(of.__array_interface__["data"][0] for of in self._arrays)
+        self.end = int((starts + lengths).max(initial=0))
+
+    def __len__(self) -> int:
+        return len(self._arrays[0])
+
+
 class CompiledKernels:
     """The library's functions, checked and typed. Threads are those of torch, as many.
 
@@ -169,8 +192,7 @@ class CompiledKernels:
         self,
         qkv: torch.Tensor,
         mixed: torch.Tensor,
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
+        spans: Spans,
         num_heads: int,
     ) -> None:
         """Attend over rows, each over its own tokens.
@@ -178,17 +200,15 @@ class CompiledKernels:
         Args:
             qkv: `[tokens, 3 * hidden]`, as `Attention` takes it.
             mixed: where the result goes, `[tokens, hidden]`; tokens of no row stay as they are.
-            starts: the number of each row's first token, `[rows]`.
-            lengths: tokens of each row, at most `LONGEST_ROW`, `[rows]`.
+            spans: where the rows lie.
             num_heads: heads, each of a width that `knows_heads` agrees to.
 
         """
         hidden = mixed.shape[1]
         assert qkv.shape == (len(mixed), 3 * hidden) and knows_heads(hidden, num_heads)
-        _check_rows(starts, lengths, len(mixed))
+        assert spans.end <= len(mixed)
         self._attend[qkv.dtype](
-            *(_address(qkv), _address(mixed), starts.ctypes.data, lengths.ctypes.data),
-            *(len(starts), hidden, num_heads),
+            *(_address(qkv), _address(mixed), *spans.addresses, len(spans), hidden, num_heads)
         )
 
     def add_norm(
@@ -253,8 +273,7 @@ class CompiledKernels:
         self,
         stack: LayerStack,
         x: torch.Tensor,
-        starts: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
+        spans: Spans,
         num_heads: int,
     ) -> torch.Tensor:
         """Return the hidden state behind layers, float32 `[tokens, hidden]` as x before them.
@@ -264,13 +283,13 @@ class CompiledKernels:
         tokens, hidden = x.shape
         assert x.dtype == torch.float32 and hidden == stack.hidden
         assert knows_heads(hidden, num_heads)
-        _check_rows(starts, lengths, tokens)
+        assert spans.end <= tokens
         y = torch.empty_like(x)
         wide = x.new_empty(tokens, max(3 * hidden, stack.inner))
         narrow = x.new_empty(2, tokens, hidden)
         self._layers(
             *(stack.pointers, len(stack.pointers), *map(_address, (x, y, wide, narrow))),
-            *(starts.ctypes.data, lengths.ctypes.data, len(starts), tokens, num_heads),
+            *(*spans.addresses, len(spans), tokens, num_heads),
         )
         return y
 
@@ -361,12 +380,6 @@ def _function(
     function: Callable[..., Any] = getattr(library, name)
     function.argtypes, function.restype = arguments, result  # type: ignore[attr-defined]
     return function
-
-
-def _check_rows(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], tokens: int) -> None:
-    """Assert that rows are among the tokens, and have room on a thread's stack."""
-    assert int(lengths.max()) <= LONGEST_ROW
-    assert starts.shape == lengths.shape and int((starts + lengths).max()) <= tokens
 
 
 def _address(tensor: torch.Tensor) -> int:

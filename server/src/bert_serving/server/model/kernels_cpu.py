@@ -24,6 +24,7 @@ from .compiled import (
     EmbeddingWeights,
     LayerStack,
     LayerWeights,
+    Spans,
     knows_heads,
 )
 from .kernels import (
@@ -221,9 +222,9 @@ class CompiledAttention:
         self._num_heads = num_heads
         short = [group for group in groups if group.length <= LONGEST_ROW]
         lengths = np.array([group.length for group in short], np.int64)
-        self._lengths = lengths.repeat([group.rows for group in short])
+        lengths = lengths.repeat([group.rows for group in short])
         # the shortest rows come first, one behind the other
-        self._starts = self._lengths.cumsum() - self._lengths
+        self._short = Spans(lengths.cumsum() - lengths, lengths)
         self._long = groups[len(short) :]
 
     def __call__(self, qkv: torch.Tensor) -> torch.Tensor:
@@ -231,8 +232,8 @@ class CompiledAttention:
         if not knows_heads(qkv.shape[1] // 3, self._num_heads):
             return attend_cpu(qkv, self._groups, self._num_heads)
         mixed = new_mixed(qkv, self._groups)
-        if len(self._starts):
-            self._compiled.attend(qkv, mixed, self._starts, self._lengths, self._num_heads)
+        if len(self._short):
+            self._compiled.attend(qkv, mixed, self._short, self._num_heads)
         for group in self._long:
             _attend_group(qkv, mixed, group, self._num_heads)
         return mixed
@@ -243,7 +244,7 @@ class CompiledAttention:
 
     def layers(self, stack: LayerStack, x: torch.Tensor) -> torch.Tensor:
         """Return the hidden state behind layers, for these rows; see `CompiledKernels`."""
-        return self._compiled.layers(stack, x, self._starts, self._lengths, self._num_heads)
+        return self._compiled.layers(stack, x, self._short, self._num_heads)
 
 
 class CompiledLayers:

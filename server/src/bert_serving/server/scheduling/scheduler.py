@@ -358,7 +358,10 @@ class Scheduler:
 
     def _budget(self, state: WorkerState) -> float:
         """Return what a worker is to take: no more than its share, if all who are idle get one."""
-        share = self._queue.cost / max(self._pool.num_idle, 1)
+        others = self._pool.num_idle - 1
+        if others < 1:
+            return state.max_batch_tokens
+        share = self._queue.cost / (1 + others)
         return min(state.max_batch_tokens, max(share, LEAST_SHARE_TOKENS))
 
     def _try_suspect(self) -> None:

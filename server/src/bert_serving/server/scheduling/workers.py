@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 
 from bert_serving.server.scheduling.events import Worker, WorkerReady
 from bert_serving.server.scheduling.queues import Request
@@ -77,7 +77,8 @@ class WorkerState:
     @property
     def has_lane(self) -> bool:
         """Whether small requests should wait for its lane: it computes large ones."""
-        return any(self.opens_lane(batch) for batch in islice(self.batches.values(), 1))
+        running = next(iter(self.batches.values()), None)
+        return running is not None and self.opens_lane(running)
 
     def opens_lane(self, batch: Sequence[Request]) -> bool:
         """Whether express batches may come while a batch is computed."""

@@ -28,6 +28,12 @@ def test_a_device_that_is_not_there_has_none_and_a_reason() -> None:
     assert "expected cpu, cuda" in product.reason
 
 
+def test_a_type_that_a_processor_is_slow_in_has_none_and_a_reason() -> None:
+    product = best_matrix_product("float16", "cpu", 1, go_on)
+    assert product.gflops is None
+    assert "no CPU is good at it" in product.reason
+
+
 def test_a_measurement_can_be_interrupted() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt

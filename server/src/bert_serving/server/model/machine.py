@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from .compiled import load_compiled
-from .device import choose_device
+from .device import choose_device, choose_dtype
 from .kernels_cpu import PanelLinear, library_linear
 from .kernels_int8 import Int8Product
 from .replica import ModelLoadError
@@ -107,7 +107,7 @@ def main() -> None:
     try:
         device = choose_device(device_name)
         answer = {
-            "gflops": matrix_gflops(getattr(torch, dtype), device),
+            "gflops": matrix_gflops(choose_dtype(dtype, device), device),
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         }
     except (ModelLoadError, RuntimeError) as error:  # torch's, such as no memory left on a GPU

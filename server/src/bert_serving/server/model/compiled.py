@@ -278,7 +278,7 @@ class CompiledKernels:
     ) -> torch.Tensor:
         """Return the hidden state behind layers, float32 `[tokens, hidden]` as x before them.
 
-        Rows are as in `attend`.
+        Spans and heads are as in `attend`.
         """
         tokens, hidden = x.shape
         assert x.dtype == torch.float32 and hidden == stack.hidden

@@ -145,7 +145,7 @@ def embedded() -> Iterator[Row]:
         yield Goal(name, time.monotonic() - started, 3, 6, less_is_more=True)
 
 
-def waits(server: ServerUnderTest) -> Iterator[Row]:
+def waits(server: ServerUnderTest) -> Iterator[Goal]:
     """Measure what clients of one sentence wait, beside nobody and beside a bulk client."""
     for words in (8, 16):
         load = Load(num_client=1, client_batch_size=1, seconds=6, sentence_words=words)
@@ -159,7 +159,7 @@ def waits(server: ServerUnderTest) -> Iterator[Row]:
             yield Goal(name, found.extra[P99_OVER_ALONE], 1.5, 2, less_is_more=True)
 
 
-def fake() -> Iterator[Row]:
+def fake() -> Iterator[Goal]:
     """Measure the path around the model."""
     with paths(20_000, 100_000) as (singles, bulk):
         one, many = medians(singles)[SINGLES], medians(bulk)[BULK]

@@ -358,10 +358,10 @@ class Scheduler:
 
     def _budget(self, state: WorkerState) -> float:
         """Return what a worker is to take: no more than its share, if all who are idle get one."""
-        others = self._pool.num_idle - 1
-        if others < 1:
+        idle = self._pool.num_idle
+        if idle < 2:
             return state.max_batch_tokens
-        share = self._queue.cost / (1 + others)
+        share = self._queue.cost / idle
         return min(state.max_batch_tokens, max(share, LEAST_SHARE_TOKENS))
 
     def _try_suspect(self) -> None:

@@ -22,16 +22,11 @@ from transformers import (
     ElectraModel,
     RobertaModel,
 )
-from varlen_reference import Captures, plain_varlen_attn
+from varlen_reference import CPU, Captures, as_on_cuda, plain_varlen_attn
 
 from bert_serving.server.model import cuda_graphs
-from bert_serving.server.model.bert import BertEncoder
-from bert_serving.server.model.checkpoint import find_checkpoint
-from bert_serving.server.model.cuda_graphs import GraphedEncoder, Shape
+from bert_serving.server.model.cuda_graphs import Shape
 from bert_serving.server.model.encoder import TokenBatch
-from bert_serving.server.model.encoder_replica import EncoderReplica
-from bert_serving.server.model.families import find_family
-from bert_serving.server.model.heads import find_heads
 from bert_serving.server.model.kernels import attend_fused
 from bert_serving.server.model.kernels_cuda import (
     CudaKernels,
@@ -42,7 +37,6 @@ from bert_serving.server.model.packing import Group, pack, padded_size
 from bert_serving.server.model.replica import EncodeRequest
 from bert_serving.server.model.segments import row_splits
 
-CPU = torch.device("cpu")
 HEADS, WIDTH = 4, 16
 LENGTHS = [
     [1],
@@ -51,40 +45,6 @@ LENGTHS = [
     list(range(1, 40)),
     np.random.default_rng(0).integers(1, 60, 30).tolist(),
 ]
-
-
-def as_on_cuda(replica, directory, capture=None, *, max_batch_tokens=512, **options):
-    """Return a replica like another one, with all that a GPU gets but the GPU."""
-    checkpoint = find_checkpoint(directory and str(directory))
-    settings = checkpoint.read_config()
-    family = find_family(settings)
-    plan, weights = family.parse_config(settings), family.rename(checkpoint.read_weights())
-    encoder = BertEncoder(
-        plan,
-        weights,
-        device=CPU,
-        dtype=torch.float32,
-        kernels=CudaKernels(CPU, plain_varlen_attn),
-        heads=find_heads(weights, settings, plan.hidden_size, CPU),
-    )
-    if capture is not None:
-        encoder = GraphedEncoder(
-            encoder,
-            device=CPU,
-            dtype=torch.float32,
-            varlen=plain_varlen_attn,
-            capture=capture,
-            **options,
-        )
-    return EncoderReplica(
-        encoder,
-        replica._tokenizer,
-        replica.info,
-        recipe=replica._recipe,
-        label_activation=replica._label_activation,
-        has_segments=True,
-        max_batch_tokens=max_batch_tokens,
-    )
 
 
 def random_batch(lengths):

@@ -27,9 +27,9 @@ class SmallEncoder:
     def __getattr__(self, name):
         return getattr(self._encoder, name)
 
-    def forward(self, batch, layers, heads, **options):
+    def forward(self, batch, wanted, **options):
         self.sizes.append(len(batch.ids))
-        states = self._encoder.forward(batch, layers, heads, **options)
+        states = self._encoder.forward(batch, wanted, **options)
         if len(batch.ids) > self._tokens:
             raise self._error
         return states

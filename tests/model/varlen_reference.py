@@ -6,6 +6,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bert_serving.server.model.bert import BertEncoder
+from bert_serving.server.model.checkpoint import find_checkpoint
+from bert_serving.server.model.cuda_graphs import GraphedEncoder
+from bert_serving.server.model.encoder_replica import EncoderReplica
+from bert_serving.server.model.families import find_family
+from bert_serving.server.model.heads import find_heads
+from bert_serving.server.model.kernels_cuda import CudaKernels
+
+CPU = torch.device("cpu")
+
 
 def plain_varlen_attn(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, num_splits=None
@@ -77,3 +87,37 @@ class Tape(TorchDispatchMode):
 
 def _tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def as_on_cuda(replica, directory, capture=None, *, max_batch_tokens=512, **options):
+    """Return a replica like another one, with all that a GPU gets but the GPU."""
+    checkpoint = find_checkpoint(directory and str(directory))
+    settings = checkpoint.read_config()
+    family = find_family(settings)
+    plan, weights = family.parse_config(settings), family.rename(checkpoint.read_weights())
+    encoder = BertEncoder(
+        plan,
+        weights,
+        device=CPU,
+        dtype=torch.float32,
+        kernels=CudaKernels(CPU, plain_varlen_attn),
+        heads=find_heads(weights, settings, plan.hidden_size, CPU),
+    )
+    if capture is not None:
+        encoder = GraphedEncoder(
+            encoder,
+            device=CPU,
+            dtype=torch.float32,
+            varlen=plain_varlen_attn,
+            capture=capture,
+            **options,
+        )
+    return EncoderReplica(
+        encoder,
+        replica._tokenizer,
+        replica.info,
+        recipe=replica._recipe,
+        label_activation=replica._label_activation,
+        has_segments=True,
+        max_batch_tokens=max_batch_tokens,
+    )

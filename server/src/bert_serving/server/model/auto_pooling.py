@@ -46,7 +46,15 @@ class AutoPooling:
             pooled = [segments.pool(values, mode) for mode in self.modes]
         else:
             pooled = [pool_groups(values, SENTENCE_POOLINGS[mode], groups) for mode in self.modes]
-        vectors = torch.cat(pooled, dim=1)
+        return self.finish(torch.cat(pooled, dim=1))
+
+    @property
+    def is_of_firsts(self) -> bool:
+        """Whether it takes each row's first token, and no other."""
+        return self.modes == ("cls",)
+
+    def finish(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return `[rows, size]` of what has been pooled, `[rows, dimensions]`."""
         for step in self.steps:
             vectors = step(vectors)
         return vectors

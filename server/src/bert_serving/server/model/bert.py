@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import compress
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
 from .bert_config import BertConfig
 from .checkpoint import Weights, take
-from .encoder import States, TokenBatch
+from .encoder import States, TokenBatch, Wanted
 from .heads import NO_HEADS, Heads
 from .kernels import AddNorm, Attention, Kernels, Layer, Linear, WholeLayers
 from .packing import padded_size
@@ -113,24 +114,33 @@ class BertEncoder:
     def forward(
         self,
         batch: TokenBatch,
-        layers: AbstractSet[int],
-        heads: AbstractSet[str],
+        wanted: Wanted,
         *,
         between_layers: BetweenLayers = nothing,
     ) -> States:
-        """Return the states and heads wanted; see `Encoder`."""
+        """Return what is wanted; see `Encoder`."""
         inputs: Sequence[torch.Tensor] = (batch.ids, batch.segment_ids, batch.positions)
         if self._is_padded:
             padding = padded_size(len(batch.ids)) - len(batch.ids)
             inputs = [F.pad(part, (0, padding)) for part in inputs]
         attend = self._kernels.attention(batch.groups, self.config.num_heads)
-        needed = self.layers_for(layers, heads)
-        states = self.hidden_states(inputs, attend, needed, between_layers=between_layers)
-        return self.answer(batch, states, layers, heads)
+        needed = self.layers_for(wanted)
+        last = max(needed, default=0)
+        if last <= max(wanted.layers, default=0) or len(batch.ids) <= FEW_TOKENS:
+            states = self.hidden_states(inputs, attend, needed, between_layers=between_layers)
+            return self.answer(batch, states, wanted)
+        # the deepest layer is wanted of first tokens only
+        before = needed - {last} | {last - 1}
+        states = self.hidden_states(inputs, attend, before, between_layers=between_layers)
+        firsts = self._firsts_behind(last - 1, states[last - 1], attend, batch, between_layers)
+        return self.answer(batch, states, wanted, {last: firsts})
 
-    def layers_for(self, layers: AbstractSet[int], heads: AbstractSet[str]) -> frozenset[int]:
-        """Return the numbers of the hidden states that layers and heads are made of."""
-        return frozenset(layers) | ({self.num_layers} if heads else set())
+    def layers_for(self, wanted: Wanted) -> frozenset[int]:
+        """Return the numbers of the hidden states that are wanted, or that heads are made of."""
+        return wanted.layers | self._firsts_for(wanted)
+
+    def _firsts_for(self, wanted: Wanted) -> frozenset[int]:
+        return wanted.firsts | {self.num_layers} if wanted.heads else wanted.firsts
 
     def hidden_states(
         self,
@@ -167,13 +177,26 @@ class BertEncoder:
         self,
         batch: TokenBatch,
         states: Mapping[int, torch.Tensor],
-        layers: AbstractSet[int],
-        heads: AbstractSet[str],
+        wanted: Wanted,
+        firsts: Mapping[int, torch.Tensor] = MappingProxyType({}),
     ) -> States:
-        """Return what is wanted of hidden states that may have padding."""
+        """Return what is wanted, of hidden states that may have padding.
+
+        Args:
+            batch: the micro-batch.
+            states: `[tokens and padding, hidden]`, by their numbers.
+            wanted: what is asked of it.
+            firsts: states that are there for each row's first token only, `[rows, hidden]`.
+
+        """
+        of_firsts = {
+            number: firsts[number] if number in firsts else batch.firsts(states[number])
+            for number in self._firsts_for(wanted)
+        }
         return States(
-            {number: states[number][: batch.ids.shape[0]] for number in layers},
-            self._heads(batch.firsts(states[self.num_layers]), heads) if heads else {},
+            {number: states[number][: batch.ids.shape[0]] for number in wanted.layers},
+            of_firsts,
+            self._heads(of_firsts[self.num_layers], wanted.heads) if wanted.heads else {},
         )
 
     def _embed(
@@ -198,6 +221,29 @@ class BertEncoder:
             mixed = attend(layer.qkv(x))
             between_layers()
             x = self._finish(layer, x, mixed, between_layers)
+        return x
+
+    def _firsts_behind(
+        self,
+        number: int,
+        x: torch.Tensor,
+        attend: Attention,
+        batch: TokenBatch,
+        between_layers: BetweenLayers,
+    ) -> torch.Tensor:
+        """Return the hidden state of each row's first token behind a layer, `[rows, hidden]`.
+
+        Of the other tokens their keys and values are needed, and nothing that comes after.
+        """
+        layer = self._layers[number] or self._build_layer(number)
+        mixed = attend(layer.qkv(x))
+        between_layers()
+        x, mixed = batch.firsts(x), batch.firsts(mixed)
+        rows = len(x)
+        if self._is_padded:
+            x, mixed = (F.pad(part, (0, 0, 0, padded_size(rows) - rows)) for part in (x, mixed))
+        x = self._finish(layer, x, mixed, between_layers)[:rows]
+        between_layers()
         return x
 
     def _build_run(self, run: range) -> tuple[list[Layer], WholeLayers | None]:

@@ -18,13 +18,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import torch
 
 from .bert import BertEncoder
-from .encoder import States, TokenBatch
+from .encoder import States, TokenBatch, Wanted
 from .kernels_cuda import VarlenAttend, VarlenAttention
 from .replica import BetweenLayers, nothing
 
@@ -143,26 +142,25 @@ class GraphedEncoder:
     def forward(
         self,
         batch: TokenBatch,
-        layers: AbstractSet[int],
-        heads: AbstractSet[str],
+        wanted: Wanted,
         *,
         between_layers: BetweenLayers = nothing,
     ) -> States:
-        """Return the states and heads wanted; see `Encoder`.
+        """Return what is wanted; see `Encoder`.
 
         The states of a graph are overwritten by the next one: on a stream, whatever reads
         them is launched before.
         """
-        needed = self._encoder.layers_for(layers, heads)
+        needed = self._encoder.layers_for(wanted)
         graph = self._graph_for(batch, needed)
         if graph is None:
-            return self._encoder.forward(batch, layers, heads, between_layers=between_layers)
+            return self._encoder.forward(batch, wanted, between_layers=between_layers)
         # not after it: what is computed then would overwrite its states
         between_layers()
         shape, replay = graph
         self._fill(batch, shape)
         replay()
-        return self._encoder.answer(batch, self._states, layers, heads)
+        return self._encoder.answer(batch, self._states, wanted)
 
     def _graph_for(self, batch: TokenBatch, layers: frozenset[int]) -> tuple[Shape, Run] | None:
         """Return the graph for a micro-batch; None if it is to be computed without one."""

@@ -7,7 +7,6 @@ transformers) implement `Encoder`; what is done with its states, `pooling` and `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,17 +45,35 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
-class States:
-    """What an encoder computed of a micro-batch.
+class Wanted:
+    """What is asked of an encoder.
 
     Attributes:
-        layers: hidden states by layer number, 0 the embeddings, each `[tokens, hidden]`.
+        layers: hidden states of all tokens, by layer number, 0 the embeddings.
+        firsts: hidden states of each row's first token.
+        heads: its own heads, by name.
+
+    """
+
+    layers: frozenset[int] = frozenset()
+    firsts: frozenset[int] = frozenset()
+    heads: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class States:
+    """What an encoder computed of a micro-batch, as it was `Wanted`.
+
+    Attributes:
+        layers: hidden states by layer number, each `[tokens, hidden]`.
+        firsts: those of each row's first token, each `[rows, hidden]`.
         heads: what its own heads made of the last layer, by name, each `[rows, width]`:
             `pooler`, and `logits`, the scores of its labels before any softmax.
 
     """
 
-    layers: Mapping[int, torch.Tensor]
+    layers: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    firsts: Mapping[int, torch.Tensor] = field(default_factory=dict)
     heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -86,12 +103,11 @@ class Encoder(Protocol):
     def forward(
         self,
         batch: TokenBatch,
-        layers: AbstractSet[int],
-        heads: AbstractSet[str],
+        wanted: Wanted,
         *,
         between_layers: BetweenLayers = nothing,
     ) -> States:
-        """Return the states and heads wanted; no layer beyond the deepest one is computed.
+        """Return what is wanted; no layer beyond the deepest one is computed.
 
         `between_layers` may compute another batch by this same encoder.
         """

@@ -25,7 +25,7 @@ from bert_serving.client.view import DEFAULT_VIEW, View
 from .arrivals import Arrivals
 from .calibration import CPU_BUDGETS, CUDA_BUDGETS, Calibration, calibrate
 from .device import free_memory, is_lost, is_out_of_memory, to_device
-from .encoder import Encoder, States, TokenBatch
+from .encoder import Encoder, States, TokenBatch, Wanted
 from .heads import Activation, softmax
 from .layers import check_view, client_heads
 from .outputs import Output, asked_rows, join_rows, make_answers, make_outputs
@@ -159,10 +159,11 @@ class EncoderReplica:
     ) -> None:
         """Compute micro-batches; where memory runs out, what is left in smaller ones."""
         arrivals = Arrivals(self._device)
+        wanted = self._wanted(outputs)
         batches = deque(micro_batches)
         while batches:
             try:
-                self._compute(batches[0], rows, outputs, arrivals, between_layers)
+                self._compute(batches[0], rows, wanted, outputs, arrivals, between_layers)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -211,20 +212,34 @@ class EncoderReplica:
         self,
         batch: MicroBatch,
         rows: TokenRows,
+        wanted: Wanted,
         outputs: Sequence[Output],
         arrivals: Arrivals,
         between_layers: BetweenLayers,
     ) -> None:
         tokens = self._token_batch(batch, rows)
-        layers = {layer for output in outputs for layer in output.layers}
-        heads = {output.head for output in outputs if output.head is not None}
-        states = self._encoder.forward(tokens, layers, heads, between_layers=between_layers)
+        states = self._encoder.forward(tokens, wanted, between_layers=between_layers)
         special = None
         if self._mask_cls_sep:
             special = to_device(rows.special[batch.tokens], self._device)
         for output in outputs:
             values = self._pool(states, output, tokens, special)
             arrivals.add(output, batch, shape(values, output.view))
+
+    def _wanted(self, outputs: Sequence[Output]) -> Wanted:
+        """Return what outputs are made of."""
+        layers: set[int] = set()
+        firsts: set[int] = set()
+        for output in outputs:
+            (firsts if self._is_of_firsts(output.view) else layers).update(output.layers)
+        heads = frozenset(output.head for output in outputs if output.head is not None)
+        return Wanted(frozenset(layers), frozenset(firsts), heads)
+
+    def _is_of_firsts(self, view: View) -> bool:
+        """Return whether a view takes each row's first token, and no other."""
+        if view.pooling == "auto":
+            return self._recipe.pooling is not None and self._recipe.pooling.is_of_firsts
+        return view.pooling == "first"
 
     def _token_batch(self, batch: MicroBatch, rows: TokenRows) -> TokenBatch:
         """Return a micro-batch on the device, in one copy."""
@@ -249,14 +264,15 @@ class EncoderReplica:
             values = states.heads[output.head].float()
             is_probability = output.view.pooling == "classification"
             return self._label_activation(values) if is_probability else values
-        if output.view.pooling == "auto":
-            assert self._recipe.pooling is not None
-            layers = [states.layers[layer] for layer in output.layers]
-            values = join(layers, output.view.layer_reduce or "concat")
-            return self._recipe.pooling(values, batch.groups, batch.segments)
-        return pool(
-            states.layers, output.layers, output.view, batch.groups, special, batch.segments
-        )
+        reduce = output.view.layer_reduce or "concat"
+        auto = self._recipe.pooling if output.view.pooling == "auto" else None
+        if self._is_of_firsts(output.view):
+            values = join([states.firsts[layer] for layer in output.layers], reduce)
+            return auto.finish(values) if auto else values
+        values = join([states.layers[layer] for layer in output.layers], reduce)
+        if auto:
+            return auto(values, batch.groups, batch.segments)
+        return pool(values, output.view.pooling or "mean", batch.groups, special, batch.segments)
 
     def _encode_lengths(
         self, lengths: Sequence[int], *, between_layers: BetweenLayers = nothing

@@ -7,7 +7,7 @@ float32 whatever the model computes in. It knows nothing of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -21,19 +21,17 @@ Pool = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def pool(
-    states: Mapping[int, torch.Tensor],
-    layers: Sequence[int],
-    view: View,
+    values: torch.Tensor,
+    pooling: str,
     groups: Sequence[Group],
     special: torch.Tensor | None = None,
     segments: Segments | None = None,
 ) -> torch.Tensor:
-    """Return what layers give, pooled: `[rows, dim]`, or `[tokens, dim]` where that is `none`.
+    """Return values pooled: `[rows, dim]`, or `[tokens, dim]` where that is `none`.
 
     Args:
-        states: hidden states by layer number, each `[tokens, hidden]`.
-        layers: the view's layers, without negative numbers.
-        view: the view, with no field open, and no head.
+        values: what a view's layers are joined to, float32 `[tokens, dim]`.
+        pooling: a client's name for it.
         groups: rows of equal length that cover the tokens.
         special: the tokens that are left out, bool `[tokens]`: mean and max are over the
             others (zero where there is none), and `none` has zeros for them; `first` and
@@ -41,10 +39,8 @@ def pool(
         segments: the same rows, to be pooled all at once; without them groups are.
 
     """
-    values = join([states[layer] for layer in layers], view.layer_reduce or "concat")
-    if view.pooling == "none":
+    if pooling == "none":
         return values if special is None else values.masked_fill(special[:, None], 0)
-    pooling = view.pooling or "mean"
     if segments is not None:
         return segments.pool(values, pooling, special)
     return pool_groups(values, POOLINGS[pooling], groups, special)

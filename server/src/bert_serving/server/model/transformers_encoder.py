@@ -10,13 +10,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 
 from .device import compiler_needed
-from .encoder import States, TokenBatch
+from .encoder import States, TokenBatch, Wanted
 from .packing import Group, padded_parts
 from .quiet_transformers import quiet_transformers
 from .replica import BetweenLayers, ModelLoadError, nothing
@@ -103,19 +102,23 @@ class TransformersEncoder:
     def forward(
         self,
         batch: TokenBatch,
-        layers: AbstractSet[int],
-        heads: AbstractSet[str],
+        wanted: Wanted,
         *,
         between_layers: BetweenLayers = nothing,
     ) -> States:
-        """Return the states and heads wanted; see `Encoder`."""
+        """Return what is wanted; see `Encoder`."""
         parts = []
         for groups in self._parts(batch.groups):
             parts.append(self._compute(batch, groups))
             between_layers()
+        states = {
+            layer: torch.cat([part.layers[layer] for part in parts])
+            for layer in wanted.layers | wanted.firsts
+        }
         return States(
-            {layer: torch.cat([part.layers[layer] for part in parts]) for layer in layers},
-            {head: torch.cat([part.heads[head] for part in parts]) for head in heads},
+            {layer: states[layer] for layer in wanted.layers},
+            {layer: batch.firsts(states[layer]) for layer in wanted.firsts},
+            {head: torch.cat([part.heads[head] for part in parts]) for head in wanted.heads},
         )
 
     def _parts(self, groups: Sequence[Group]) -> Sequence[Sequence[Group]]:
@@ -145,7 +148,7 @@ class TransformersEncoder:
             inputs["token_type_ids"] = padded(batch.segment_ids[tokens], 0)
         output = self._run(**inputs, output_hidden_states=True)
         states = self._states_of(output, shape)
-        return States(_Flat(states, rows, positions), self._heads_of(output))
+        return States(_Flat(states, rows, positions), heads=self._heads_of(output))
 
     def _padding_id(self) -> int:
         padding_id = getattr(self._config, "pad_token_id", None)

@@ -6,13 +6,13 @@ import contextlib
 import json
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from . import exit_codes
+from .interpreter import module_command
 from .roles import WorkerConfig, to_json
 
 LOAD_S, ANSWER_S = 300.0, 60.0
@@ -103,7 +103,7 @@ def bare_model(
 
     """
     process = subprocess.Popen(  # noqa: S603  # our own module
-        [sys.executable, "-m", f"{__package__}.bare"],
+        module_command(f"{__package__}.bare"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if quiet else None,

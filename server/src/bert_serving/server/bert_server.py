@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from . import exit_codes
 from .admin_client import Server
 from .cli.options import to_config
 from .config import ServerConfig
+from .interpreter import module_command
 from .termination import check_local, terminate
 
 POLL_S = 0.05
@@ -169,7 +169,7 @@ class BertServer:
 
 
 def _start_process(config: ServerConfig, cause_file: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", f"{__package__}.owned", str(os.getpid()), str(cause_file)]
+    command = module_command(f"{__package__}.owned", str(os.getpid()), str(cause_file))
     process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  # our own module
     assert process.stdin is not None
     with process.stdin:

@@ -21,6 +21,7 @@ from typing import Any, Generic
 
 from . import exit_codes
 from .endings import Ending, Vitals
+from .interpreter import module_command
 from .roles import Role, RoleConfig, WorkerConfig, from_json, to_json
 from .scheduling.restarts import RestartPolicy
 from .tally import Tally, shared_descriptor
@@ -48,7 +49,7 @@ def start(module: str, config: RoleConfig, tally: int) -> subprocess.Popen[bytes
         tally: the descriptor of its `Tally`.
 
     """
-    command = [sys.executable, "-m", f"{__package__}.{module}", str(os.getpid()), str(tally)]
+    command = module_command(f"{__package__}.{module}", str(os.getpid()), str(tally))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)  # inherited, see `run_role`
     try:
         process = subprocess.Popen(  # noqa: S603  # our own module

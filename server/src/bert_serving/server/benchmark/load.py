@@ -25,13 +25,13 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bert_serving.server import exit_codes
+from bert_serving.server.interpreter import module_command
 
 from .clients import GO, ClientsConfig
 from .experiments import Load
@@ -158,7 +158,7 @@ def _processes(configs: Sequence[ClientsConfig]) -> Iterator[list[subprocess.Pop
     try:
         for config in configs:
             process = subprocess.Popen(  # noqa: S603  # our own module
-                [sys.executable, "-m", f"{__package__}.clients"],
+                module_command(f"{__package__}.clients"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for us, and we end them

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bert_serving.server import exit_codes
+from bert_serving.server.interpreter import module_command
 
 PACKAGES = (
     *("bert-serving-server", "bert-serving-client"),
@@ -99,7 +99,7 @@ def best_matrix_product(
         check: called often; what it raises ends it.
 
     """
-    command = [sys.executable, "-m", "bert_serving.server.model.machine", dtype, device]
+    command = module_command("bert_serving.server.model.machine", dtype, device)
     process = subprocess.Popen(  # noqa: S603  # our own module
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
     )

@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_serving.server import exit_codes
+from bert_serving.server.interpreter import module_command
 
 from .experiments import command_line
 
@@ -111,7 +111,7 @@ class ServerProcess:
 
     def _start(self, ready_file: Path) -> None:
         options = {**self.options, "ready_file": ready_file}
-        command = [sys.executable, "-m", "bert_serving.server.cli.start", *command_line(options)]
+        command = module_command("bert_serving.server.cli.start", *command_line(options))
         with self._log.open("a", encoding="utf-8") as log:
             log.write(f"\n# bert-serving-start {' '.join(command_line(self.options))}\n")
             log.flush()

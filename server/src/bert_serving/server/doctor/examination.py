@@ -7,18 +7,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from bert_serving.server import exit_codes
+from bert_serving.server.interpreter import module_command
 
 from .checks import CHECKS, Settings
 from .finding import Finding, problem
 
 AT_A_TIME = 4
 END_S = 1.0  # from being killed to being gone
-COMMAND = (sys.executable, "-m", "bert_serving.server.doctor.checks")
+COMMAND = module_command("bert_serving.server.doctor.checks")
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}  # an examination fetches nothing
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from bert_serving.server import exit_codes
+from bert_serving.server.interpreter import module_command
 from bert_serving.server.processes import Parent
 
 from .replica import ModelLoadError
@@ -81,7 +82,7 @@ def read_variables(prefix: Path, variables: Sequence[Variable], out: Path) -> No
     }
     try:
         run = subprocess.run(  # noqa: S603  # our own module
-            [sys.executable, "-m", __name__, str(os.getpid())],
+            module_command(__name__, str(os.getpid())),
             input=json.dumps(order),
             capture_output=True,
             text=True,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bert_serving.server.cgroups import Cgroups
 from bert_serving.server.config import ServerConfig
 from bert_serving.server.devices import Placement, PlacementError, place_workers, visible_gpus
 
@@ -15,6 +16,7 @@ from bert_serving.server.devices import Placement, PlacementError, place_workers
 def eight_cores_and_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(Cgroups, "cpu_quota", lambda _: None)
 
 
 def placed(**options: Any) -> list[Placement]:
@@ -46,6 +48,21 @@ def test_only_the_cores_of_this_process_are_given(monkeypatch: pytest.MonkeyPatc
 
 def test_more_workers_than_cores_are_pinned_nowhere() -> None:
     assert placed(num_worker=9) == [Placement("cpu", 1, ())] * 9
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(2.5, 2), (0.5, 1), (7.99, 7)])
+def test_a_container_with_less_time_has_threads_for_it_and_no_cores_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, quota: float, threads: int
+) -> None:
+    monkeypatch.setattr(Cgroups, "cpu_quota", lambda _: quota)
+    assert placed() == [Placement("cpu", threads, ())]
+    assert placed(num_worker=2) == [Placement("cpu", max(threads // 2, 1), ())] * 2
+    assert placed(num_threads=5) == [Placement("cpu", 5, ())]
+
+
+def test_a_limit_beyond_its_cores_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cgroups, "cpu_quota", lambda _: 8.0)
+    assert placed() == [Placement("cpu", 8, tuple(range(8)))]
 
 
 def test_the_number_of_threads_can_be_set() -> None:

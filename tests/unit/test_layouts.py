@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bert_serving.server import layout_calibration
+from bert_serving.server.cgroups import Cgroups, Memory
+from bert_serving.server.config import ServerConfig
 from bert_serving.server.layout_calibration import read_layout
 from bert_serving.server.layouts import Layout, LayoutCalibration, calibrate_layout, layouts
 
@@ -95,3 +98,21 @@ def test_what_is_no_calibration_is_measured_again(
     file.write_text(content, "latin-1")
     assert read_layout(file) is None
     assert "measuring again" in caplog.text
+
+
+def test_a_container_has_what_its_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cgroups, "memory", lambda _: None)
+    of_machine = layout_calibration._available_kib()
+    monkeypatch.setattr(Cgroups, "memory", lambda _: Memory(700 << 20, 9 << 20))
+    assert layout_calibration._available_kib() == 9 << 10 < of_machine
+    monkeypatch.setattr(Cgroups, "memory", lambda _: Memory(1 << 59, 1 << 59))
+    assert layout_calibration._available_kib() < 1 << 49
+
+
+def test_a_smaller_container_measures_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = set()
+    for limit in (None, 700 << 20, 900 << 20):
+        memory = limit and Memory(limit, limit)
+        monkeypatch.setattr(Cgroups, "memory", lambda _, memory=memory: memory)
+        paths.add(layout_calibration._path(ServerConfig(), 4))
+    assert len(paths) == 3

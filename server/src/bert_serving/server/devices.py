@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cgroups import Cgroups
 from .config import ServerConfig
 
 
@@ -28,7 +29,9 @@ def place_workers(config: ServerConfig) -> list[Placement]:
     """Return a placement for each worker.
 
     On a GPU machine one worker a GPU (or as `-device_map` and `-num_worker` say); on a
-    CPU, workers share the cores in equal, neighbouring groups.
+    CPU, workers share the cores in equal, neighbouring groups. Where the group of this process
+    has less time than its cores, a container with a limit, there are threads for that time
+    only, and the system chooses their cores: those of others may have the same limit.
 
     Raises:
         PlacementError: GPUs are asked for together with `-cpu`, or there are none.
@@ -44,8 +47,10 @@ def place_workers(config: ServerConfig) -> list[Placement]:
             + (f"visible are {' '.join(map(str, gpus))}" if gpus else "none is visible")
         )
     gpus = list(config.device_map) or gpus
+    num_cores = num_usable_cores()
     cores = own_cores()
-    num_cores = len(cores) or os.cpu_count() or 1
+    if num_cores < len(cores):
+        cores = []
     num_worker = config.num_worker or max(len(gpus), 1)
     placements = []
     for number in range(num_worker):
@@ -59,6 +64,13 @@ def place_workers(config: ServerConfig) -> list[Placement]:
 def own_cores() -> list[int]:
     """Return the CPU cores that this process may use; none where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def num_usable_cores() -> int:
+    """Return how many cores there is time for: those allowed, or a container's limit if less."""
+    allowed = len(own_cores()) or os.cpu_count() or 1
+    quota = Cgroups().cpu_quota()
+    return allowed if quota is None else min(allowed, max(int(quota), 1))
 
 
 def is_for_cpu(config: ServerConfig) -> bool:

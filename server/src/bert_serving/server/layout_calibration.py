@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from .bare_model import BareModel, BareModelError, bare_model
+from .cgroups import Cgroups
 from .config import ServerConfig
 from .control import NOWHERE
-from .devices import is_for_cpu, own_cores, place_workers, processor_name
+from .devices import is_for_cpu, num_usable_cores, place_workers, processor_name
 from .layouts import Layout, LayoutCalibration, calibrate_layout, layouts
 from .model.cache import cache_folder, digest, keep, read_kept
 from .roles import worker_config
@@ -44,7 +45,7 @@ def with_num_worker(config: ServerConfig) -> ServerConfig:
     Where it was asked for, or there is nothing to choose (GPUs, one core), they stay as they
     are. So they do if the model cannot be loaded: its worker will say why.
     """
-    candidates = layouts(len(own_cores()) or 1)
+    candidates = layouts(num_usable_cores())
     is_chosen = config.num_worker is not None or config.num_threads is not None
     is_fake = (config.model_dir or "").startswith(_MADE_FOR_TESTS)
     if is_chosen or is_fake or len(candidates) == 1 or not is_for_cpu(config):
@@ -118,7 +119,9 @@ def _path(config: ServerConfig, num_cores: int) -> Path:
     decisive = [settings[name] for name in _DECISIVE]
     torch = importlib.metadata.version("torch")
     kernels = [sha256(file.read_bytes()).hexdigest() for file in sorted(_NATIVE.glob("*.so"))]
-    machine = [processor_name(), num_cores, torch, __version__, kernels]
+    memory = Cgroups().memory()  # in a smaller container, fewer workers have room
+    limit = memory and memory.limit_bytes
+    machine = [processor_name(), num_cores, limit, torch, __version__, kernels]
     key = [decisive, _model_file(config), *machine]
     return cache_folder() / f"layout-{digest(key)}.json"
 
@@ -147,7 +150,10 @@ def read_layout(path: Path) -> LayoutCalibration | None:
 
 
 def _available_kib() -> int:
-    return _kib(Path("/proc/meminfo"), "MemAvailable")
+    """Return what the machine can still give, or this process's group of it if that is less."""
+    available = _kib(Path("/proc/meminfo"), "MemAvailable")
+    memory = Cgroups().memory()
+    return available if memory is None else min(available, memory.left_bytes >> 10)
 
 
 def _memory_kib(pid: int) -> int:

@@ -71,8 +71,8 @@ def judge_cores(there: int, allowed: int, quota: float | None, load: float) -> F
     seen = f"{allowed} of {there} may be used, load {load:.1f}"
     if quota is not None and quota < allowed:
         advice = (
-            f"start with -num_threads {max(int(quota), 1)}, or lift the limit: threads beyond it "
-            "are stopped for the rest of each period, which costs tens of milliseconds"
+            f"lift the limit to have more than {max(int(quota), 1)} threads: those beyond it would "
+            "be stopped for the rest of each period, which costs tens of milliseconds"
         )
         return warning("cores", f"{seen}, but only {quota:g} cores' worth of time", advice)
     if load > 1.5 * there:

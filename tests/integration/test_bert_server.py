@@ -84,6 +84,44 @@ def test_settings_that_contradict_each_other_are_refused_at_once() -> None:
         BertServer(arguments("-fp16", "-dtype", "bfloat16"))
 
 
+def test_an_interrupt_of_the_caller_is_none_of_the_servers(tmp_path: Path) -> None:
+    script = (
+        "import time\n"
+        "from bert_serving.server import BertServer, get_args_parser\n"
+        f"args = ['-model_dir', 'fake:{DIM}', '-port', '0']\n"
+        "with BertServer(get_args_parser().parse_args(args)) as server:\n"
+        "    print('ready', flush=True)\n"
+        "    try:\n"
+        "        time.sleep(600)\n"
+        "    except KeyboardInterrupt:\n"
+        "        time.sleep(0.5)  # in which it would have ended\n"
+        "        print(server.is_alive(), server.is_ready.is_set(), flush=True)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    os.killpg(owner.pid, signal.SIGINT)
+    out, errors = owner.communicate(timeout=30 * SECOND)
+    assert out == "True True\n"
+    assert "second time" not in errors
+    assert owner.returncode == 0
+
+
+def test_a_server_that_has_ended_is_not_ready() -> None:
+    server = BertServer(arguments())
+    server.start(BOOT_S)
+    os.kill(server.addresses["pid"], signal.SIGKILL)
+    eventually(lambda: not server.is_alive())
+    assert not server.is_ready.is_set()
+    server.close()
+
+
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket as sockets
 import stat
@@ -26,7 +27,7 @@ from bert_serving.client.errors import (
     RequestTimeout,
     Unavailable,
 )
-from bert_serving.server import exit_codes
+from bert_serving.server import control, exit_codes
 from bert_serving.server.config import option_fields
 from bert_serving.server.model.fake import fake_embedding
 
@@ -54,6 +55,12 @@ def a_long_call(server: ServerProcess, text: str = "fake:sleep 1.5") -> Iterator
         call = pool.submit(client.encode, text)
         eventually(lambda: server.status()["statistic"]["requests_in_hand"] == 1)
         yield call
+
+
+def own_sockets(control_folder: Path, server: ServerProcess) -> set[str]:
+    """The names of the sockets that a server has there."""
+    own = (f"{server.pid}-", f"port-{server.port}.")
+    return {path.name for path in control_folder.iterdir() if path.name.startswith(own)}
 
 
 def assert_failed_to_start(server: ServerProcess, cause: str) -> None:
@@ -228,10 +235,43 @@ def test_the_control_folder_is_private_and_empty_after_the_end(
 ) -> None:
     server = start_server()
     assert stat.S_IMODE(control_folder.stat().st_mode) == 0o700
-    own = {f"{server.pid}.control", f"{server.pid}.backend", f"port-{server.port}.control"}
-    assert own <= {path.name for path in control_folder.iterdir()}
+    own = own_sockets(control_folder, server)
+    kinds = {name.partition(".")[2] for name in own if name.startswith(f"{server.pid}-")}
+    assert kinds == {"control", "backend", "frontend"}
+    assert f"port-{server.port}.control" in own
     server.stop()
-    assert not own & {path.name for path in control_folder.iterdir()}
+    assert not own_sockets(control_folder, server)
+
+
+def test_servers_of_one_process_id_do_not_meet(start_server: Starter) -> None:
+    """Those of containers that share the folder: the first process of each is number 1."""
+    assert control.addresses(1).backend != control.addresses(1).backend
+
+
+def test_what_lies_where_a_server_is_started_is_not_imported(
+    start_server: Starter, tmp_path: Path
+) -> None:
+    for name in ("secrets", "numpy", "zmq"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')\n")
+    there = ("sh", "-c", 'cd "$0" && exec "$@"', str(tmp_path))
+    server = start_server(prefix=there)
+    with server.client() as client:
+        assert answers(client)
+
+
+def test_a_server_whose_sockets_were_removed_ends_when_it_cannot_replace_a_worker(
+    start_server: Starter, run_folder: Path
+) -> None:
+    folder = run_folder / "logged-out"
+    folder.mkdir(mode=0o700)
+    server = start_server(environment={"XDG_RUNTIME_DIR": str(folder)})
+    shutil.rmtree(folder)
+    with server.client() as client:
+        assert answers(client)
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+    assert server.wait() == exit_codes.BOOT_FAILED
+    assert "worker 0 was ended by SIGKILL" in server.last_line
+    assert f"somebody has removed {folder}" in server.last_line
 
 
 # ending
@@ -267,6 +307,41 @@ def test_a_signal_to_all_its_processes_is_one_to_the_server(
     assert "Traceback" not in server.log
 
 
+def test_the_end_of_a_terminal_loads_the_model_anew_and_ends_nothing(
+    start_server: Starter,
+) -> None:
+    server = start_server("-num_worker", "2")
+    (broker,) = server.processes("server.broker")
+    for pid in server.processes():
+        os.kill(pid, signal.SIGHUP)
+    eventually(lambda: "the change of workers is done" in server.log, 20 * SECOND)
+    assert server.processes("server.broker") == [broker]
+    assert "SIGHUP" not in server.log
+    with server.client() as client:
+        assert answers(client)
+
+
+def test_signals_in_its_last_seconds_do_not_end_a_server_halfway(
+    start_server: Starter, control_folder: Path
+) -> None:
+    server = start_server()
+    os.kill(server.worker_pids()[0], signal.SIGSTOP)  # it is waited for, then killed
+    while server.process.poll() is None:
+        server.terminate()
+        time.sleep(0.02)
+    assert server.wait() == exit_codes.OK
+    assert not server.processes()
+    assert not own_sockets(control_folder, server)
+
+
+def test_a_server_that_does_not_listen_yet_ends_when_told(start_server: Starter) -> None:
+    server = start_server("-legacy_port", "0", "-legacy_port_out", "0", wait=False)
+    eventually(lambda: server.processes("server.broker"))
+    server.terminate()
+    assert server.wait() == exit_codes.OK
+    assert "Traceback" not in server.log
+
+
 def test_a_second_signal_ends_the_server_at_once(start_server: Starter) -> None:
     server = start_server()
     with server.client(timeout=4_000) as client, ThreadPoolExecutor(1) as pool:
@@ -274,7 +349,7 @@ def test_a_second_signal_ends_the_server_at_once(start_server: Starter) -> None:
         eventually(lambda: server.status()["statistic"]["requests_in_hand"] == 1)
         server.terminate()
         eventually(lambda: server.status()["state"] == "draining")
-        server.terminate()
+        os.kill(server.pid, signal.SIGINT)  # the same one may be one wish, so soon
         assert server.wait(3 * SECOND) == exit_codes.FAILED
         assert not server.processes()
         with pytest.raises(Unavailable, match="stopped before"):
@@ -309,6 +384,20 @@ def test_the_terminate_command_ends_a_server_and_says_so(start_server: Starter) 
     assert (ended.returncode, ended.stderr) == (exit_codes.OK, "")
     assert ended.stdout == f"the server with port {server.port} has ended\n"
     assert server.wait(2 * SECOND) == exit_codes.OK
+
+
+def test_a_second_terminate_command_waits_for_what_the_first_one_does(
+    start_server: Starter,
+) -> None:
+    server = start_server()
+    command = ("bert-serving-terminate", "-port", str(server.port))
+    with a_long_call(server) as call, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run_command, *command)
+        eventually(lambda: server.status()["state"] == "draining")
+        assert run_command(*command).returncode == exit_codes.OK
+        assert first.result().returncode == exit_codes.OK
+        assert np.array_equal(call.result(), fake_embedding("fake:sleep 1.5", DIM))
+    assert server.wait() == exit_codes.OK
 
 
 def test_the_terminate_command_waits_no_longer_than_told(start_server: Starter) -> None:

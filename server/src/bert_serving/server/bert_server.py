@@ -113,8 +113,11 @@ class BertServer:
             return
 
     def is_alive(self) -> bool:
-        """Whether the server's process is there."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the server's process is there; one that has ended is not ready either."""
+        is_alive = self._process is not None and self._process.poll() is None
+        if not is_alive:
+            self.is_ready.clear()
+        return is_alive
 
     @staticmethod
     def shutdown(
@@ -170,7 +173,11 @@ class BertServer:
 
 def _start_process(config: ServerConfig, cause_file: Path) -> subprocess.Popen[bytes]:
     command = module_command(f"{__package__}.owned", str(os.getpid()), str(cause_file))
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  # our own module
+    process = subprocess.Popen(  # noqa: S603  # our own module
+        command,
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is the caller's; it ends with its owner all the same
+    )
     assert process.stdin is not None
     with process.stdin:
         process.stdin.write(json.dumps(asdict(config)).encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ def control_folder() -> Path:
 
 
 def addresses(pid: int) -> Addresses:
-    """Return the addresses of the server whose supervisor has this process id."""
-    place = f"ipc://{control_folder()}/{pid}"
+    """Return addresses for the server whose supervisor has this process id.
+
+    In containers that share the folder, others may have the same one.
+    """
+    place = f"ipc://{control_folder()}/{pid}-{secrets.token_hex(3)}"
     return Addresses(f"{place}.control", f"{place}.backend", f"{place}.frontend")
 
 

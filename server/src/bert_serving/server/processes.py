@@ -28,7 +28,7 @@ from .tally import Tally, shared_descriptor
 
 WATCH_S = 1.0
 PR_SET_PDEATHSIG = 1
-GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _ENVIRONMENT = {
     # Keep the memory of a message for the next one: glibc gives blocks of more than 128 KiB back
@@ -165,7 +165,7 @@ class Child(Generic[Role]):
 def run_role(run: Callable[[Any], int], role: type[Role]) -> int:
     """Read the config that `start` wrote, and live the role's life.
 
-    The terminal's Ctrl-C reaches every process of the group, and a service manager's
+    The terminal's Ctrl-C and its end reach every process of the group, and a service manager's
     SIGTERM may too; only the supervisor acts on them, and tells its children. A handler
     that does nothing is not passed on to a child's own children, as `SIG_IGN` would be.
     """

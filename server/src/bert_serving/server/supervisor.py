@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import zmq
@@ -33,6 +30,7 @@ from .processes import Child
 from .roles import WorkerConfig, broker_config, legacy_config, port_of, worker_config
 from .scheduling.restarts import RestartPolicy
 from .service_manager import ServiceManager
+from .signals import Signals
 from .workforce import Workforce
 
 log = logging.getLogger("bert_serving.supervisor")
@@ -50,6 +48,9 @@ def run(config: ServerConfig) -> int:
     except preflight.CAUSES as error:
         log.error("%s", error)
         return exit_codes.BOOT_FAILED
+    except KeyboardInterrupt:  # before there was anything to stop
+        log.info("interrupted before anything was started")
+        return exit_codes.OK
 
 
 def serve(config: ServerConfig) -> int:
@@ -64,33 +65,17 @@ def serve(config: ServerConfig) -> int:
     preflight.check(config)
     ready.remove_stale(config.ready_file)
     config = with_num_worker(config)
-    with Supervisor(config) as supervisor, _signals(supervisor):
+    with Signals() as signals, Supervisor(config, signals) as supervisor:  # to the very end
         supervisor.start()
         return supervisor.watch()
-
-
-@contextmanager
-def _signals(supervisor: Supervisor) -> Iterator[None]:
-    def note_stop(_number: int, _: FrameType | None) -> None:
-        supervisor.stop_signals += 1
-
-    def note_reload(_number: int, _: FrameType | None) -> None:
-        supervisor.is_to_reload = True
-
-    notes = {signal.SIGTERM: note_stop, signal.SIGINT: note_stop, signal.SIGHUP: note_reload}
-    old = {number: signal.signal(number, note) for number, note in notes.items()}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 class Supervisor:
     """The life of one server."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, signals: Signals) -> None:
         self._config = config
+        self._signals = signals
         self._context: zmq.Context[Any] = zmq.Context()
         self._addresses = control.addresses(os.getpid())
         self._control = control.ControlSocket(self._context)
@@ -109,8 +94,6 @@ class Supervisor:
         self._terminators: list[Answer] = []
         self._workers_are_ready = False
         self._is_ready = False
-        self.stop_signals = 0
-        self.is_to_reload = False
         self._on_broker: dict[str, Callable[[dict[str, Any]], None]] = {
             "bound": self._on_bound,
             "pong": lambda _: self._broker.on_pong(),
@@ -146,7 +129,9 @@ class Supervisor:
         placements = place_workers(self._config)
         self._control.bind(self._addresses.supervisor)
         self._start_broker(len(placements))
-        while not self._native and not self.stop_signals:
+        while not self._native:
+            if self._signals.stops:
+                return
             self._turn()
             self._check_children()
         if self._config.legacy_port is not None:
@@ -165,14 +150,14 @@ class Supervisor:
         """
         while True:
             self._turn()
-            if self.stop_signals and not self._drain.has_begun:
+            if self._signals.stops and not self._drain.has_begun:
                 self._begin_drain()
-            if self.stop_signals > 1:
+            if self._signals.stops > 1:
                 log.warning("told to stop a second time: ending at once")
                 return exit_codes.FAILED
             if self._has_drained():
                 return exit_codes.OK
-            if self.is_to_reload:
+            if self._signals.is_to_reload:
                 self._reload()
             self._check_children()
             self._workforce.advance()
@@ -183,7 +168,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         """Load the model anew; whoever sent the signal is not told, its service manager is."""
-        self.is_to_reload = False
+        self._signals.is_to_reload = False
 
         def answer(kind: str, **_: Any) -> None:
             if kind != "accepted" and self._is_ready:
@@ -233,13 +218,13 @@ class Supervisor:
         log.info("told to stop by a command")
         self._terminators.append(answer)
         answer("terminating", pid=os.getpid())
-        self.stop_signals += 1
+        self._signals.stop()
 
     def _obey(self, kind: str, header: dict[str, Any], answer: Answer) -> None:
         if kind == "terminate":
             self._on_terminate(answer)
             return
-        can_change = self._is_ready and not self.stop_signals
+        can_change = self._is_ready and not self._signals.stops
         self._administration.obey(kind, header, answer, can_change=can_change)
 
     def _on_bound(self, header: dict[str, Any]) -> None:
@@ -366,6 +351,11 @@ class Supervisor:
         return is_successor or is_leaving
 
     def _start_another(self, child: Child[Any], now: float) -> None:
+        if not (meeting := control.socket_file(self._addresses.supervisor)).exists():
+            raise StartError(
+                f"{child.name} {self._take_why(child)}, and no other can be started: somebody "
+                f"has removed {meeting}, where a server's processes meet"
+            )
         delay_s = restart_later(child, now)
         known = child.ending.fields() if child.ending is not None else {}
         log.error(

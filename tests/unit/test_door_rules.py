@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,41 @@ def test_a_file_that_is_no_key_is_named_and_lets_nobody_in(tmp_path: Path) -> No
     (problem,) = keyring.refresh() or []
     assert "broken.key" in problem
     assert keyring.names == {alice: "alice"}
+
+
+def test_a_key_that_cannot_be_reached_keeps_no_other_in(tmp_path: Path) -> None:
+    alice, _ = add_key(tmp_path, "alice"), add_key(tmp_path, "bob")
+    keyring = Keyring(tmp_path)
+    keyring.refresh()
+    (tmp_path / "loop.key").symlink_to(tmp_path / "loop.key")
+    (tmp_path / "bob.key").unlink()
+    (problem,) = keyring.refresh() or []
+    assert "loop.key cannot be read" in problem
+    assert keyring.names == {alice: "alice"}
+    assert keyring.refresh() is None
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    alice = add_key(tmp_path, "alice")
+    os.mkfifo(tmp_path / "pipe.key")
+    (tmp_path / "folder.key").mkdir()
+    keyring = Keyring(tmp_path)
+    problems = keyring.refresh() or []
+    assert [problem.split("/")[-1] for problem in problems] == [
+        "folder.key is no file",
+        "pipe.key is no file",
+    ]
+    assert keyring.names == {alice: "alice"}
+
+
+def test_a_key_that_may_be_read_now_is_read_again(tmp_path: Path) -> None:
+    add_key(tmp_path, "alice")
+    (tmp_path / "alice.key").chmod(0o200)
+    keyring = Keyring(tmp_path)
+    keyring.refresh()
+    (tmp_path / "alice.key").chmod(0o644)
+    assert keyring.refresh() == []
+    assert list(keyring.names.values()) == ["alice"]
 
 
 def test_a_secret_in_the_folder_is_complained_of(tmp_path: Path) -> None:

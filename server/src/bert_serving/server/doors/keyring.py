@@ -8,15 +8,29 @@ this machine should not shut all clients out.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from bert_serving.client.keys import KeyFileError, read_certificate
 from bert_serving.server.certificates import PUBLIC_SUFFIX
 
 MAX_KEYS = 10_000
 
-Signature = tuple[tuple[str, int, int, int], ...]
+
+class Entry(NamedTuple):
+    """One name in the folder, with what changes when its file is replaced, or may be read now."""
+
+    name: str
+    mode: int = 0  # 0 if nothing is known: the file cannot be reached
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    size: int = 0
+    inode: int = 0
+
+
+Signature = tuple[Entry, ...]
 
 
 class Keyring:
@@ -67,22 +81,29 @@ class Keyring:
 
 def _signature(folder: Path) -> Signature:
     """Return what changes when a certificate is added, removed or replaced."""
-    found = []
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.endswith(PUBLIC_SUFFIX):
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:  # removed in between, or a link to nothing
-                    continue
-                found.append((entry.name, status.st_mtime_ns, status.st_size, status.st_ino))
-    return tuple(sorted(found))
+        found = [_looked_at(entry) for entry in entries if entry.name.endswith(PUBLIC_SUFFIX)]
+    return tuple(sorted(entry for entry in found if entry is not None))
+
+
+def _looked_at(entry: os.DirEntry[str]) -> Entry | None:
+    try:
+        status = entry.stat()
+    except FileNotFoundError:  # removed in between, or a link to nothing
+        return None
+    except OSError:  # reading it will say why
+        return Entry(entry.name)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return Entry(entry.name, status.st_mode, *times, status.st_size, status.st_ino)
 
 
 def _read(folder: Path, signature: Signature) -> tuple[dict[str, str], list[str]]:
     names: dict[str, str] = {}
     problems = []
-    for file, *_ in signature[:MAX_KEYS]:
+    for file, mode, *_ in signature[:MAX_KEYS]:
+        if mode and not stat.S_ISREG(mode):  # to open a pipe is to wait for its writer
+            problems.append(f"not allowed: {folder / file} is no file")
+            continue
         try:
             certificate = read_certificate(folder / file)
         except KeyFileError as error:

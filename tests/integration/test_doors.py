@@ -8,6 +8,7 @@ import socket as sockets
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,28 @@ def test_a_removed_key_gets_no_answer_to_what_it_asked(
         with pytest.raises(ServerUnreachable):
             next(copies)
         assert steady.server_status["statistic"]["num_members"] == 0
+
+
+def test_a_removed_key_goes_from_a_port_of_ipv6_too(start_server: Starter, keys: KeyFiles) -> None:
+    if not sockets.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    dave = keys.add("dave")
+    server = start_server("-host", "::", *keys.options)
+    ended = "dave is not allowed any more: its connection from"
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(server.client(ip=ip, **dave)) for ip in ("127.0.0.1", "::1") * 3
+        ]
+        for client in clients:
+            client.encode("a")
+        keys.public("dave").unlink()
+        eventually(lambda: server.log.count(f"{ended} 127.0.0.1 is ended") >= 3)
+        eventually(lambda: server.log.count(f"{ended} ::1 is ended") >= 3)
+        for client in clients:
+            with pytest.raises(ServerUnreachable, match="refuses this client's key"):
+                client.encode("b")
+    assert "refused 127.0.0.1: its key" in server.log
+    assert "::ffff:" not in server.log
 
 
 def test_each_kind_of_refusal_is_a_line_and_a_scanner_is_not_a_thousand(

@@ -273,6 +273,15 @@ def test_a_question_is_read() -> None:
     assert ZapRequest.parse(QUESTION) == ZapRequest(b"7", "clients", "10.0.0.2", SOME_KEY.decode())
 
 
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [("::ffff:10.0.0.2", "10.0.0.2"), ("fe80::1%eth0", "fe80::1%eth0"), ("::1", "::1"), ("", "")],
+)
+def test_an_address_of_ipv4_is_the_same_at_a_socket_of_ipv6(given: str, known: str) -> None:
+    frames = [*QUESTION[:3], given.encode(), *QUESTION[4:]]
+    assert ZapRequest.parse(frames).address == known
+
+
 def test_who_is_let_in_is_known_by_its_key() -> None:
     request = ZapRequest.parse(QUESTION)
     assert request.answer(is_allowed=True) == [b"1.0", b"7", b"200", b"OK", SOME_KEY, b""]

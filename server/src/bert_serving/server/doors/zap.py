@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from zmq.utils import z85
 
+from .connections import plain_address
+
 ADDRESS = "inproc://zeromq.zap.01"
 """Where ZeroMQ asks; fixed by the protocol."""
 
@@ -41,7 +43,7 @@ class ZapRequest:
         credentials = frames[_FIXED_FRAMES:]
         has_key = mechanism == b"CURVE" and [len(frame) for frame in credentials] == [KEY_BYTES]
         key = z85.encode(credentials[0]).decode() if has_key else None
-        return cls(request_id, domain.decode(), address.decode(), key)
+        return cls(request_id, domain.decode(), plain_address(address.decode()), key)
 
     def answer(self, *, is_allowed: bool) -> list[bytes]:
         """Return the frames of the answer; ZeroMQ then marks the peer's messages with its key."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from .endpoint import Keys
 
@@ -62,8 +64,14 @@ def public_key(given: str | os.PathLike[str]) -> bytes:
 
 
 def is_key(text: str) -> bool:
-    """Whether a text can be a key: 40 characters of Z85."""
-    return _KEY.fullmatch(text) is not None
+    """Whether a text can be a key: 40 characters of Z85 that stand for 32 bytes."""
+    if _KEY.fullmatch(text) is None:
+        return False
+    try:
+        z85.decode(text)
+    except struct.error:  # five characters that stand for more than 32 bits
+        return False
+    return True
 
 
 def read_secret(path: str | os.PathLike[str]) -> Certificate:
@@ -93,14 +101,7 @@ def read_certificate(path: str | os.PathLike[str]) -> Certificate:
     halves = {name: value for name, value in found.items() if is_key(value.decode("latin-1"))}
     if b"public" not in halves or halves.keys() != found.keys():
         raise KeyFileError(f"{path} is no key file as bert-serving-keygen writes them")
-    certificate = Certificate(halves[b"public"], halves.get(b"secret"))
-    if certificate.secret is not None and _public_half(certificate.secret) != certificate.public:
+    public, secret = halves[b"public"], halves.get(b"secret")
+    if secret is not None and zmq.curve_public(secret) != public:
         raise KeyFileError(f"the two keys in {path} do not belong together")
-    return certificate
-
-
-def _public_half(secret: bytes) -> bytes | None:
-    try:
-        return zmq.curve_public(secret)
-    except zmq.ZMQError:  # five characters that stand for more than 32 bits
-        return None
+    return Certificate(public, secret)

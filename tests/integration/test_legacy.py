@@ -502,6 +502,33 @@ def test_a_client_that_is_slow_to_read_loses_nothing_and_holds_up_nobody(
         assert numbers == set(range(300))
 
 
+def test_a_client_that_does_not_read_costs_others_of_its_identity_nothing(
+    fake: ServerProcess,
+) -> None:
+    ports = legacy_ports(fake)
+    with old_wire(ports) as idle, old_wire(ports) as reader, ThreadPoolExecutor(1) as pool:
+        idle.subscriber.rcvhwm = 1
+        idle.subscriber.rcvbuf = 4096
+        for wire, name in ((idle, b"its-own-1"), (reader, b"its-own-2")):
+            wire.subscriber.subscribe(b"clones")
+            wire.subscribe(name)
+            wire.send(name, b'["and so its subscriptions are there"]', b"0", b"1")
+            wire.receive()
+        body = json.dumps([f"text {number}" for number in range(200)]).encode()
+
+        def send_all() -> None:
+            for number in range(300):
+                reader.send(b"clones", body, b"%d" % number, b"200")
+
+        sending = pool.submit(send_all)
+        started = time.monotonic()
+        numbers = {int(reader.receive()[3]) for _ in range(300)}
+        assert time.monotonic() - started < 20 * SECOND
+        sending.result()
+        assert numbers == set(range(300))
+    assert "'clones' does not read its answers" in fake.log
+
+
 def test_native_clients_are_served_beside_old_ones(fake: ServerProcess) -> None:
     with old_wire(legacy_ports(fake)) as wire, fake.client() as native:
         wire.subscribe(b"busy")

@@ -24,7 +24,7 @@ from bert_serving.server.gateway.legacy.answers import (
     error_answer,
     settings_error_answer,
 )
-from bert_serving.server.gateway.legacy.mailbox import RETRY_S, Mailbox
+from bert_serving.server.gateway.legacy.mailbox import RETRY_S, SHARED_HOLD_S, Mailbox
 from bert_serving.server.gateway.legacy.requests import (
     MAX_BODY_BYTES,
     MAX_LISTS,
@@ -318,6 +318,42 @@ def test_what_is_held_for_too_long_is_given_up() -> None:
     assert mailbox.expired(10.0) == [old]
     mailbox.on_subscription(b"\x01")
     assert sent(mailbox) == [young]
+
+
+def test_of_several_subscribers_one_without_room_holds_up_the_others_for_a_moment() -> None:
+    mailbox = a_mailbox()
+    mailbox.on_subscription(b"\x01shared")
+    mailbox.on_subscription(b"\x01sha")
+    first, second = an_answer(b"shared"), an_answer(b"shared")
+    mailbox.put(first, 0.0)
+    mailbox.put(second, 0.0)
+    assert mailbox.next_answer(0.0) is first
+    mailbox.no_room(first, 0.0)
+    mailbox.no_room(first, RETRY_S)
+    assert not mailbox.expired(SHARED_HOLD_S - 0.01)
+    assert mailbox.expired(SHARED_HOLD_S) == [first]
+    assert mailbox.next_answer(SHARED_HOLD_S) is second
+    mailbox.no_room(second, SHARED_HOLD_S)
+    assert not mailbox.expired(2 * SHARED_HOLD_S - 0.01)  # it, too, is waited for
+    assert sent(mailbox, 2 * SHARED_HOLD_S) == [second]
+
+
+def test_the_only_subscriber_is_waited_for_as_long_as_answers_are_held() -> None:
+    mailbox, answer = a_mailbox(), an_answer(b"me")
+    for message in (b"\x01me", b"\x01me", b"\x00me"):  # the other one has gone
+        mailbox.on_subscription(message)
+    mailbox.put(answer, 0.0)
+    mailbox.no_room(answer, 0.0)
+    assert not mailbox.expired(9.9)
+    assert mailbox.expired(10.0) == [answer]
+
+
+def test_who_leaves_what_nobody_has_is_not_counted() -> None:
+    mailbox, answer = a_mailbox(), an_answer(b"me")
+    mailbox.on_subscription(b"\x00me")
+    mailbox.on_subscription(b"\x01me")
+    mailbox.put(answer, 0.0)
+    assert sent(mailbox) == [answer]
 
 
 @pytest.mark.parametrize("limit", [{"max_answers": 3}, {"max_bytes": 3 * 7}])

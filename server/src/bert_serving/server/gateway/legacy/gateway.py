@@ -315,7 +315,7 @@ class LegacyGateway:
         """Send an answer to those who have room for it, if there is anybody at all."""
         client = answer.identity.decode("utf-8", "replace")
         if self._mailbox.is_subscribed(answer.identity):
-            log.warning("%r does not read its answers: one is lost", client)
+            log.warning("%r does not read its answers: one is lost to whoever has no room", client)
             self._outbound.xpub_nodrop = 0
             self._send(answer)
             self._outbound.xpub_nodrop = 1

@@ -33,6 +33,7 @@ def outbound_socket(context: zmq.Context[Any]) -> zmq.Socket[Any]:
     socket.sndhwm = MAX_UNREAD_ANSWERS
     socket.maxmsgsize = MAX_IDENTITY_BYTES + 1  # subscriptions are all that comes in
     socket.xpub_nodrop = 1  # say so when a subscriber has no room
+    socket.xpub_verboser = 1  # tell of every subscriber of a topic, not of the first and last
     socket.linger = FLUSH_MS
     return socket
 

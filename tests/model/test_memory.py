@@ -97,6 +97,41 @@ def test_it_goes_down_to_a_row_at_a_time(replica, small):
     assert max(size for size in encoder.sizes[-20:]) <= 12
 
 
+class FailingKernels:
+    """Kernels whose n-th part from now on finds no memory."""
+
+    def __init__(self, kernels, number):
+        self._kernels = kernels
+        self._left = number
+
+    def __getattr__(self, name):
+        return getattr(self._kernels, name)
+
+    def linear(self, *args):
+        return self._make(self._kernels.linear, args)
+
+    def add_norm(self, *args):
+        return self._make(self._kernels.add_norm, args)
+
+    def _make(self, make, args):
+        self._left -= 1
+        if not self._left:
+            raise torch.OutOfMemoryError(MESSAGE)
+        return make(*args)
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_layer_that_did_not_fit_when_it_was_built_is_built_again(load, tiny_dir, number):
+    directory, _ = tiny_dir()
+    ours = load(directory)
+    texts = ["today the weather is fine"] * 4
+    expected = encode(load(directory), texts, view(layers=-1))[1].values
+    encoder = ours._encoder  # has built its first layer only
+    encoder._kernels = FailingKernels(encoder._kernels, number)
+    close(encode(ours, texts, view(layers=-1))[1].values, expected)
+    assert not encoder._weights
+
+
 def test_other_failures_are_not_taken_for_it(small):
     encoder, ours = small(5, error=RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):

@@ -75,16 +75,18 @@ class BertEncoder:
         self._finish = torch.compile(finish_layer, dynamic=True) if compile else finish_layer
         # in the checkpoint's own type: only some rows of them are ever used at a time
         tables = {
-            name: self._weights.pop(f"embeddings.{name}_embeddings.weight").to(device)
+            name: self._weights[f"embeddings.{name}_embeddings.weight"].to(device)
             for name in _TABLES
             if f"embeddings.{name}_embeddings.weight" in self._weights
         }
         self._has_table = [name in tables for name in _TABLES]
         norm = self._norm_weights("embeddings.LayerNorm", torch.float32)
         self._embed_lines = kernels.embed(list(tables.values()), *norm, config.layer_norm_eps)
+        self._drop_weights("embeddings")
         products = [weight.shape for weight in self._weights.values() if weight.dim() == 2]
         self._is_padded = not kernels.takes_any_size(products, dtype)
         self._project = self._linear("embeddings_project") if config.is_projected else None
+        self._drop_weights("embeddings_project")
 
     @property
     def num_layers(self) -> int:
@@ -263,6 +265,8 @@ class BertEncoder:
             feed_norm=self._add_norm(f"{root}.output.LayerNorm"),
         )
         self._layers[number] = layer
+        # not before: one that memory did not suffice for is built again
+        self._drop_weights(root)
         return layer
 
     def _qkv(self, root: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,17 +275,14 @@ class BertEncoder:
         scales = {"query": scale, "key": 1.0, "value": 1.0}
         weight, bias = (
             torch.cat(
-                [
-                    self._weights.pop(f"{root}.{name}.{part}").float() * by
-                    for name, by in scales.items()
-                ]
+                [self._weights[f"{root}.{name}.{part}"].float() * by for name, by in scales.items()]
             )
             for part in ("weight", "bias")
         )
         return weight, bias
 
     def _linear(self, root: str, activation: str | None = None) -> Linear:
-        weight, bias = (self._weights.pop(f"{root}.{part}") for part in ("weight", "bias"))
+        weight, bias = (self._weights[f"{root}.{part}"] for part in ("weight", "bias"))
         return self._kernels.linear(self._place(weight), self._place(bias), activation)
 
     def _add_norm(self, root: str) -> AddNorm:
@@ -290,10 +291,14 @@ class BertEncoder:
 
     def _norm_weights(self, root: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         weight, bias = (
-            self._weights.pop(f"{root}.{part}").to(self._device, dtype)
-            for part in ("weight", "bias")
+            self._weights[f"{root}.{part}"].to(self._device, dtype) for part in ("weight", "bias")
         )
         return weight, bias
+
+    def _drop_weights(self, root: str) -> None:
+        """Keep the weights of a part no longer, as it has its own by now."""
+        for name in [name for name in self._weights if name.startswith(f"{root}.")]:
+            del self._weights[name]
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, self._dtype)

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,24 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "file").touch()
     refused("is a file: expected a directory", model_dir=str(tmp_path / "file"))
     refused("config.json: No such file", model_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json",
+     "added_tokens.json", "model.safetensors", "1_Pooling/config.json"],
+)  # fmt: skip
+def test_what_is_read_of_a_model_of_the_hub_is_downloaded(tmp_path, monkeypatch, name):
+    def download(repository, allow_patterns):
+        assert repository == "some/model"
+        if any(fnmatch(name, pattern) for pattern in allow_patterns):
+            downloaded.append(name)
+        return tmp_path
+
+    downloaded = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert checkpoint.find_checkpoint("some/model").directory == tmp_path
+    assert downloaded == [name]
 
 
 def test_settings_that_the_machine_cannot_honour_are_refused():

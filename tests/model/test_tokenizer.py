@@ -116,6 +116,69 @@ def test_a_directory_with_a_vocabulary_only_is_enough(directory, texts):
     check_same(load(directory), BertTokenizerFast.from_pretrained(directory), texts)
 
 
+NUMBER = 30522  # of the first token behind the vocabulary
+SPECIAL = ["[E1]", "[/E1]"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens.json": {"covidword": NUMBER, "[E1]": NUMBER + 2, "[/E1]": NUMBER + 1}},
+        {
+            "added_tokens.json": {"[/E1]": NUMBER + 1, "[E1]": NUMBER},
+            "special_tokens_map.json": {"additional_special_tokens": SPECIAL},
+        },
+        {
+            "added_tokens.json": {"Café_X": NUMBER, "[E1]": NUMBER + 1},
+            "tokenizer_config.json": {"additional_special_tokens": SPECIAL},
+        },
+        {"special_tokens_map.json": {"additional_special_tokens": SPECIAL}},
+        {"tokenizer_config.json": {"additional_special_tokens": SPECIAL, "do_lower_case": False}},
+        {
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {str(NUMBER): {"content": "covidword"}},
+                "additional_special_tokens": SPECIAL,
+            },
+            "special_tokens_map.json": {"additional_special_tokens": ["café"]},
+        },
+    ],
+)
+def test_tokens_added_to_a_vocabulary_are_those_of_transformers(directory, files):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    rows = [
+        "A covidword, COVIDWORD [E1]Bob[/E1] e1 [e1] [SEP]",
+        "covidwords xcovidword covid word",
+        ("Café_X café_x cafe_x", "[E1] [/E1]"),
+    ]
+    ours = load(directory)
+    check_same(ours, BertTokenizerFast.from_pretrained(directory), rows)
+    assert ours.vocab_size > NUMBER
+
+
+def test_added_tokens_that_are_written_as_objects_are_known(directory):
+    (directory / "tokenizer.json").unlink()
+    token = {"content": "[E1]", "lstrip": False, "rstrip": False, "normalized": False}
+    tokens = json.dumps({"additional_special_tokens": [token]})
+    (directory / "special_tokens_map.json").write_text(tokens)
+    edit_json(directory / "tokenizer_config.json", added_tokens_decoder=None)
+    ours = load(directory)
+    ids = ours.tokenize(["a [E1]"], is_tokenized=False, max_length=None).ids
+    assert ours.token_texts(ids) == ["[CLS]", "a", "[E1]", "[SEP]"]
+
+
+def test_broken_added_tokens_are_refused(directory):
+    (directory / "tokenizer.json").unlink()
+    edit_json(directory / "tokenizer_config.json", added_tokens_decoder=None)
+    for content in ("[]", "{", '{"a": "b", "c": 1}'):
+        (directory / "added_tokens.json").write_text(content)
+        with pytest.raises(ModelLoadError) as caught:
+            load(directory)
+        assert "\n" not in str(caught.value)
+
+
 def test_the_files_own_limit_holds(directory):
     edit_json(directory / "tokenizer_config.json", model_max_length=7)
     tokens = load(directory).tokenize([TEXTS[6]], is_tokenized=False, max_length=100)

@@ -30,7 +30,8 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 SAFETENSORS, PYTORCH = "model.safetensors", "pytorch_model.bin"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _HUB_FILES = [
-    *("config.json", "tokenizer*.json", "vocab.txt", "special_tokens_map.json"),
+    *("config.json", "tokenizer*.json", "vocab.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
     # of the tokenizers that are converted, where there is no tokenizer.json
     *("vocab.json", "merges.txt", "spiece.model", "spm.model", "sentencepiece.bpe.model"),
 ]

@@ -10,7 +10,7 @@ in the environment wins over both.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ def load_tokenizer(
     """
     # the tokenizer library has no other switch; it reads this at each batch
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if parallel else "false")
-    config_path = directory / "tokenizer_config.json"
-    config = read_json(config_path) if config_path.is_file() else {}
+    config = _read_if_there(directory / "tokenizer_config.json")
     names = {name: _token_name(config.get(name), usual) for name, usual in _SPECIAL_TOKENS.items()}
     try:
         rust = _rust_tokenizer(directory, config, names)
@@ -101,12 +100,12 @@ def _rust_tokenizer(
             vocab = {line.rstrip("\r\n"): number for number, line in enumerate(file)}
         # others than BERT have such a file, too: then what they call [CLS] is in it
         if names["cls_token"] in vocab or "<s>" not in vocab:
-            return _bert_tokenizer(vocab, config, names)
+            return _bert_tokenizer(vocab, names, _added_tokens(directory, config, names))
     return _converted_tokenizer(directory)
 
 
 def _bert_tokenizer(
-    vocab: dict[str, int], config: Mapping[str, Any], names: Mapping[str, str]
+    vocab: dict[str, int], names: Mapping[str, str], added: Sequence[AddedToken]
 ) -> RustTokenizer:
     rust = RustTokenizer(WordPiece(vocab, unk_token=names["unk_token"]))
     rust.normalizer = BertNormalizer()
@@ -119,9 +118,33 @@ def _bert_tokenizer(
             special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
         )
     rust.add_special_tokens([name for name in names.values() if name in vocab])
-    added = config.get("added_tokens_decoder", {})
-    rust.add_tokens([_added_token(added[number]) for number in sorted(added, key=int)])
+    rust.add_tokens(added)
     return rust
+
+
+def _added_tokens(
+    directory: Path, config: Mapping[str, Any], names: Mapping[str, str]
+) -> list[AddedToken]:
+    """Return the tokens that were added to a vocabulary, in the order of their ids.
+
+    `tokenizer_config.json` describes them; before transformers 4.34 files of their own named them.
+    """
+    special = config.get("additional_special_tokens") or ()
+    if "added_tokens_decoder" in config:
+        described = config["added_tokens_decoder"]
+        added = [_added_token(described[number]) for number in sorted(described, key=int)]
+    else:
+        ids = _read_if_there(directory / "added_tokens.json")
+        known = {*names.values(), *(_token_name(token, "") for token in special)}
+        added = [
+            AddedToken(token, special=token in known, normalized=token not in known)
+            for token in sorted(ids, key=ids.__getitem__)
+        ]
+        others = _read_if_there(directory / "special_tokens_map.json")
+        special = special or others.get("additional_special_tokens") or ()
+    contents = {token.content for token in added}
+    more = [_special_token(token) for token in special]
+    return [*added, *(token for token in more if token.content not in contents)]
 
 
 def _converted_tokenizer(directory: Path) -> RustTokenizer:
@@ -186,6 +209,10 @@ def _set_case(rust: RustTokenizer, config: Mapping[str, Any], lower_case: bool |
     )
 
 
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
 def _token_name(value: Any, usual: str) -> str:
     # older files write an added token out as an object
     name = value.get("content") if isinstance(value, dict) else value
@@ -195,3 +222,8 @@ def _token_name(value: Any, usual: str) -> str:
 def _added_token(value: Mapping[str, Any]) -> AddedToken:
     options = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return AddedToken(value["content"], **{name: value[name] for name in options if name in value})
+
+
+def _special_token(value: Any) -> AddedToken:
+    options = value if isinstance(value, dict) else {"content": value}
+    return _added_token({"normalized": False, **options, "special": True})

@@ -39,7 +39,15 @@ def test_a_calibration_is_read_as_it_was_kept(cache):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff", b"[]", b"{}", b'{"max_batch_tokens": 1, "tokens_per_s": 2}']
+    "content",
+    [
+        *(b"", b"\xff", b"[]", b"{}", b'{"max_batch_tokens": 1, "tokens_per_s": 2}'),
+        *(
+            b'{"max_batch_tokens": %s, "tokens_per_s": {}, "share": null}' % tokens
+            for tokens in (b"0", b"-5", b"1e999", b"1e300", b"2147483648", b"null")
+        ),
+        b'{"max_batch_tokens": 512, "tokens_per_s": {"512": 1}, "share": "most"}',
+    ],
 )
 def test_what_is_no_calibration_is_measured_again(cache, caplog, content):
     path = cache / "calibration.json"
@@ -90,6 +98,19 @@ def test_the_next_start_takes_what_is_kept(load, tiny_dir, cache, caplog, wait_f
     assert "of the machine's limit" in caplog.text
     path.write_text(json.dumps({"max_batch_tokens": 77, "tokens_per_s": {}, "share": None}))
     assert load(directory, max_batch_tokens=None).max_batch_tokens == 77
+
+
+def test_a_broken_file_is_warned_of_once_and_replaced(
+    load, tiny_dir, cache, caplog, wait_for_cores
+):
+    wait_for_cores(0.05)
+    directory, _ = tiny_dir()
+    settings = json.loads((directory / "config.json").read_text())
+    path = calibration_path(settings, torch.float32, torch.device("cpu"))
+    keep_calibration(path, Calibration(0, {}))
+    replica = load(directory, max_batch_tokens=None)
+    assert caplog.text.count("measuring again") == 1
+    assert read_calibration(path).max_batch_tokens == replica.max_batch_tokens > 0
 
 
 def test_what_others_have_disturbed_is_not_kept(load, tiny_dir, cache, caplog, wait_for_cores):

@@ -152,7 +152,8 @@ def _calibrate(
     started, before = time.perf_counter(), waited_s()
     calibration = replica.calibrate()
     wall = time.perf_counter() - started
-    if (others := read_calibration(kept)) is not None:
+    # a file that has none was warned of before
+    if (others := read_calibration(kept, level=logging.DEBUG)) is not None:
         replica.max_batch_tokens = others.max_batch_tokens
         logger.info("calibrated: %s; but as another worker has it: %s", calibration, others)
         return

@@ -24,6 +24,8 @@ from .compiled import load_compiled
 
 logger = logging.getLogger(__name__)
 
+_TOO_MANY_TOKENS = 1 << 31
+
 
 def calibration_path(settings: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Path:
     """Return where the calibration of a model on this machine is kept.
@@ -47,17 +49,28 @@ def machine_key(device: torch.device) -> list[str]:
     return [processor_name(), threads, torch.__version__, compiled.build if compiled else ""]
 
 
-def read_calibration(path: Path) -> Calibration | None:
-    """Return the calibration that is kept there; None if there is none."""
+def read_calibration(path: Path, *, level: int = logging.WARNING) -> Calibration | None:
+    """Return the calibration that is kept there; None if there is none.
+
+    Args:
+        path: of the file.
+        level: of the line in the log that says that the file has none.
+
+    """
     try:
         kept = read_kept(path)
-        if kept is None:
-            return None
-        rates = {int(budget): float(rate) for budget, rate in kept["tokens_per_s"].items()}
-        return Calibration(int(kept["max_batch_tokens"]), rates, kept["share"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s: no calibration in it: measuring again (%s)", path, error)
+        return None if kept is None else _parse(kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        logger.log(level, "%s: no calibration in it: measuring again (%s)", path, error)
         return None
+
+
+def _parse(kept: Mapping[str, Any]) -> Calibration:
+    rates = {int(budget): float(rate) for budget, rate in kept["tokens_per_s"].items()}
+    max_batch_tokens, share = int(kept["max_batch_tokens"]), kept["share"]
+    if not 1 <= max_batch_tokens < _TOO_MANY_TOKENS:
+        raise ValueError(f"max_batch_tokens={max_batch_tokens}")
+    return Calibration(max_batch_tokens, rates, None if share is None else float(share))
 
 
 def keep_calibration(path: Path, calibration: Calibration) -> None:

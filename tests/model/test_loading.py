@@ -142,6 +142,9 @@ def test_cuda_without_cuda_is_refused():
         ({"model_type": "gpt2"}, "model_type='gpt2' is a decoder"),
         ({"model_type": None}, "model_type=None cannot be served: expected bert"),
         ({"hidden_act": "magic"}, "model_type='bert': .*magic"),
+        ({"hidden_act": ["gelu"]}, "model_type='bert': .*gelu"),
+        ({"architectures": 5}, "architectures=5: expected a list of names"),
+        ({"architectures": 5, "model_type": "fnet"}, "architectures=5: expected a list of names"),
         ({"position_embedding_type": "relative_key"}, "expected absolute"),
         ({"is_decoder": True}, "expected an encoder"),
         ({"hidden_size": "32"}, "hidden_size='32': expected an int"),
@@ -168,13 +171,14 @@ def test_broken_files_are_refused(tiny_dir):
         refused("model.safetensors: cannot be read", model_dir=str(directory))
     weights.unlink()
     refused("no model.safetensors or pytorch_model.bin", model_dir=str(directory))
-    for broken in (b"", b"PK\x03\x04 broken", b"\x80\x02cos\nsystem\n"):
+    for broken in (b"", b"x", b"h\x99.", b"PK\x03\x04 broken", b"\x80\x02cos\nsystem\n"):
         (directory / "pytorch_model.bin").write_bytes(broken)
         refused("pytorch_model.bin: cannot be read", model_dir=str(directory))
     torch.save([1, 2], directory / "pytorch_model.bin")
     refused("expected a mapping", model_dir=str(directory))
-    (directory / "config.json").write_text("{")
-    refused("config.json: not JSON", model_dir=str(directory))
+    for broken in ("{", "[" * 100_000):
+        (directory / "config.json").write_text(broken)
+        refused("config.json: not JSON", model_dir=str(directory))
     (directory / "config.json").write_text("[]")
     refused("expected a JSON object, got list", model_dir=str(directory))
 
@@ -187,6 +191,8 @@ def test_an_index_of_missing_shards_is_refused(tiny_dir):
         ({"a": "gone.safetensors"}, "names the missing file gone.safetensors"),
         ({"a": "../x.safetensors"}, "names the missing file x.safetensors"),
         ({}, "no weight_map"),
+        ({"a": ["x"]}, "weight_map: expected names of files"),
+        ({"a": 1, "b": "x"}, "weight_map: expected names of files"),
     ]:
         index.write_text(json.dumps({"weight_map": shards}))
         refused(match, model_dir=str(directory))

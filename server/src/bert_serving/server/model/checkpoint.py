@@ -109,7 +109,9 @@ class Checkpoint:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ModelLoadError(f"{index}: no weight_map in it")
-        paths = [self.weights_directory / str(shard) for shard in sorted(set(shards.values()))]
+        if not all(isinstance(shard, str) for shard in shards.values()):
+            raise ModelLoadError(f"{index}: weight_map: expected names of files")
+        paths = [self.weights_directory / shard for shard in sorted(set(shards.values()))]
         for path in paths:
             # an index must not lead out of the model's directory
             if path.parent != self.weights_directory or not path.is_file():
@@ -157,7 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelLoadError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path}: not JSON: {_one_line(error)}") from None
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -245,6 +247,9 @@ def _read_pytorch(path: Path) -> Weights:
                 raise ModelLoadError(f"{path}: cannot be read: {_one_line(error)}") from None
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise ModelLoadError(f"{path}: cannot be read: {_one_line(error)}") from None
+        except Exception as error:  # noqa: BLE001  of a broken file torch may raise anything
+            cause = f"{type(error).__name__}: {_one_line(error)}"
+            raise ModelLoadError(f"{path}: cannot be read: {cause}") from None
     if not isinstance(loaded, dict):
         raise ModelLoadError(f"{path}: expected a mapping of weights")
     return {

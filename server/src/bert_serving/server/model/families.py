@@ -13,6 +13,7 @@ from typing import Any
 
 from .bert_config import ACTIVATIONS, BertConfig
 from .checkpoint import Weights
+from .replica import ModelLoadError
 
 
 @dataclass(frozen=True)
@@ -112,4 +113,17 @@ def find_family(config: Mapping[str, Any]) -> Family | None:
     if family is None or any(config.get(name) for name in _OTHERWISE):
         return None
     activation = config.get(family.settings.get("hidden_act", "hidden_act"), "gelu")
-    return family if activation in ACTIVATIONS else None
+    return family if str(activation) in ACTIVATIONS else None
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of transformers' classes that a `config.json` was saved by.
+
+    Raises:
+        ModelLoadError: they are no list.
+
+    """
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise ModelLoadError(f"config.json: architectures={names!r}: expected a list of names")
+    return [str(name) for name in names]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
 from .checkpoint import take
+from .families import class_names
 from .replica import ModelLoadError
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -134,8 +135,7 @@ def _label_layers(
     weights: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> tuple[str, Activation, str] | None:
     """Return the names of the two layers of the label head, and what is between them."""
-    names = [str(name) for name in config.get("architectures") or ()]
-    if any(name.endswith(_OTHER_CLASSIFIERS) for name in names):
+    if any(name.endswith(_OTHER_CLASSIFIERS) for name in class_names(config)):
         return None
     # RoBERTa and its kin; ELECTRA has their names for another computation
     is_electra = config.get("model_type") == "electra"

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from .families import FAMILIES
+from .families import FAMILIES, class_names
 from .quiet_transformers import quiet_transformers
 from .replica import ModelLoadError
 
@@ -125,8 +125,7 @@ def plan_model(settings: Mapping[str, Any]) -> TransformersPlan:
             f"{', '.join(FAMILIES)}, or an encoder that transformers {transformers.__version__} has"
         )
     is_classifier = any(
-        str(name).endswith("ForSequenceClassification")
-        for name in settings.get("architectures") or ()
+        name.endswith("ForSequenceClassification") for name in class_names(settings)
     )
     auto = AutoModelForSequenceClassification if is_classifier else AutoModel
     with _one_line_errors(f"config.json: model_type={model_type!r}"), quiet_transformers():

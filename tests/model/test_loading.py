@@ -117,6 +117,19 @@ def test_settings_that_the_machine_cannot_honour_are_refused():
     refused("max_seq_len=513: the model takes at most 512", max_seq_len=513)
 
 
+@pytest.mark.parametrize(("tokenizer", "special"), [("word_piece", 3), ("byte_level", 4)])
+def test_a_limit_without_room_for_a_token_is_refused(load, tiny_dir, tokenizer, special):
+    directory, _ = tiny_dir(tokenizer=tokenizer)
+    match = f": expected at least {special + 1}, as a pair of texts has {special} special tokens"
+    for length in range(1, special + 1):
+        refused(f"max_seq_len={length}{match}", model_dir=str(directory), max_seq_len=length)
+    tokens, answer = encode(load(directory, max_seq_len=special + 1), ["hello", ("a", "b")])
+    assert tokens.lengths.tolist()[1] == special + 1
+    assert np.isfinite(answer.values).all()
+    edit_json(directory / "tokenizer_config.json", model_max_length=special)
+    refused(f"max. {special} tokens in a row{match}", model_dir=str(directory))
+
+
 def test_bfloat16_is_refused_where_it_would_be_slow(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     refused(

@@ -260,7 +260,14 @@ def _max_length(config: ReplicaConfig, tokenizer: Tokenizer, recipe: SentenceRec
             raise ModelLoadError(
                 f"max_seq_len={config.max_seq_len}: the model takes at most {max_length} tokens"
             )
-        return config.max_seq_len
-    if config.as_sentence_transformers and recipe.max_length is not None:
-        return min(max_length, recipe.max_length)
+        max_length = config.max_seq_len
+    elif config.as_sentence_transformers and recipe.max_length is not None:
+        max_length = min(max_length, recipe.max_length)
+    if max_length < tokenizer.least_length:
+        is_asked = config.max_seq_len is not None
+        raise ModelLoadError(
+            (f"max_seq_len={max_length}" if is_asked else f"max. {max_length} tokens in a row")
+            + f": expected at least {tokenizer.least_length}, as a pair of texts has "
+            f"{tokenizer.least_length - 1} special tokens"
+        )
     return max_length

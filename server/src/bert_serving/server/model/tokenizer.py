@@ -93,6 +93,7 @@ class Tokenizer:
         self._pair = Template.probe(rust, "a", "a")
         self._tokens = _BARE if no_special_token else self._single
         self.max_length = max_length
+        self.least_length = self._pair.size + 1  # that a row may be cut to: one token of a pair
         vocab = rust.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values()) + 1
         self._texts = [unk_token or ""] * self.vocab_size
@@ -106,7 +107,7 @@ class Tokenizer:
     ) -> TokenRows:
         """Return rows as ids, cut as transformers cuts them (`longest_first`); see `Replica`."""
         limit = min(max_length or self.max_length, self.max_length)
-        if limit <= self._pair.size:
+        if limit < self.least_length:
             raise ValueError(
                 f"max_length={limit}: expected more than the {self._pair.size} special tokens"
             )

@@ -102,6 +102,25 @@ def test_attention_keeps_to_float_where_scores_are_far_apart(kernels):
     torch.testing.assert_close(mixed, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("column", [0, HEADS * 16, 2 * HEADS * 16], ids=["query", "key", "value"])
+@TYPES
+def test_what_is_no_number_is_attended_as_by_torch(kernels, value, column, dtype, tolerance):
+    lengths = [1, 4, 17, 40]
+    groups, qkv = random_batch(lengths)
+    qkv[3, column] = value  # of the row of four
+    expected = torch.cat([attend_row(row) for row in qkv[: sum(lengths)].split(lengths)])
+    mixed = kernels.attention(groups, HEADS)(qkv.to(dtype)).float()[: sum(lengths)]
+    torch.testing.assert_close(mixed, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def attend_row(qkv):
+    """Return the mixed values of one row, by a softmax that keeps what is no number."""
+    query, key, value = qkv.view(len(qkv), 3, HEADS, -1).permute(1, 2, 0, 3)
+    mixed = (query @ key.transpose(1, 2)).softmax(-1) @ value
+    return mixed.transpose(0, 1).flatten(1)
+
+
 @pytest.mark.parametrize("width", [20, WIDEST_HEAD, WIDEST_HEAD + 16, 2048])
 @TYPES
 def test_heads_of_any_width_are_attended(kernels, width, dtype, tolerance):

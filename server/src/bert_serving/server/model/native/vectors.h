@@ -59,6 +59,7 @@ INLINE void store(void *to, size_t at, floats x, int is_half) {
 #endif
 }
 
+/* The larger ones of a and b, those of b where either is no number. */
 INLINE floats larger(floats a, floats b) {
 #ifdef __AVX512F__
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
@@ -81,9 +82,9 @@ INLINE floats smaller(floats a, floats b) {
 }
 
 /* e to the power of x <= 0, to 2 units in the last place: 2^n times a polynomial. Cody and
- * Waite's reduction, the coefficients of Cephes' expf. */
+ * Waite's reduction, the coefficients of Cephes' expf. What is no number stays none. */
 INLINE floats exponential(floats x) {
-    x = larger(x, (floats){} - 87.0f);
+    x = larger((floats){} - 87.0f, x);
     const ints n = __builtin_convertvector(x * 1.44269504f - 0.5f, ints);
     const floats whole = __builtin_convertvector(n, floats);
     const floats rest = x - whole * 0.693359375f - whole * -2.12194440e-4f;

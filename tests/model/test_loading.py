@@ -144,6 +144,17 @@ def test_int8_is_refused_where_it_would_overflow_or_be_slow(monkeypatch):
         choose_dtype("int8", torch.device("cuda:0"))
 
 
+@pytest.mark.parametrize(
+    ("is_built_in", "chosen"), [(True, torch.bfloat16), (False, torch.float16)]
+)
+def test_auto_takes_no_type_that_a_gpu_emulates(monkeypatch, is_built_in, chosen):
+    def is_supported(including_emulation=True):
+        return is_built_in or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert choose_dtype("auto", torch.device("cuda:0")) == chosen
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_without_cuda_is_refused():
     refused("device='cuda:0': this torch finds no CUDA device", device="cuda:0")

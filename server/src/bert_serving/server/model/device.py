@@ -47,7 +47,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         if device.type == "cpu":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     lack = cpu_lack(name) if device.type == "cpu" else "it is for CPUs" if name == "int8" else None
     if lack is not None:
         raise ModelLoadError(f"dtype={name!r} on {device}: {lack}: expected {_others(name)}")

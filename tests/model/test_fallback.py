@@ -27,6 +27,7 @@ from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
     BertModel,
+    BigBirdModel,
     ConvBertModel,
     DebertaV2ForSequenceClassification,
     DebertaV2Model,
@@ -140,6 +141,17 @@ def test_bfloat16_is_close_in_direction(load, name, made):
 
 def test_rows_are_padded_unless_that_would_change_them(name, replica):
     assert replica._encoder._is_padded == (name not in MIXES_PADDING)
+
+
+def test_rows_of_big_bird_are_attended_in_full(load, tmp_path):
+    settings = {"block_size": 1, "num_random_blocks": 1, "type_vocab_size": 2}
+    directory, model = save_tiny_model(tmp_path, BigBirdModel, "byte_level", **settings)
+    assert model.config.attention_type == "block_sparse"
+    model.set_attention_type("original_full")
+    theirs = Reference(model, AutoTokenizer.from_pretrained(directory), LIMIT)
+    replica = load(directory, max_seq_len=LIMIT)
+    assert replica._encoder._model.config.attention_type == "original_full"
+    check_views(replica, theirs)
 
 
 @pytest.mark.parametrize(

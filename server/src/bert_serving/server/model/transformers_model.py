@@ -134,6 +134,8 @@ def plan_model(settings: Mapping[str, Any]) -> TransformersPlan:
         config.return_dict = True
         if hasattr(config, "reference_compile"):
             config.reference_compile = False  # ModernBERT would compile itself
+        if getattr(config, "attention_type", None) == "block_sparse":
+            config.attention_type = "original_full"  # BigBird's for good after one short row
         with torch.device("meta"):
             skeleton = auto.from_config(config)  # type: ignore[no-untyped-call]
     for name in ("hidden_size", "vocab_size"):

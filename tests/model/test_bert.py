@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ from bert_serving.client.view import DEFAULT_VIEW
 from bert_serving.server.model.bert import BertEncoder
 from bert_serving.server.model.checkpoint import find_checkpoint
 from bert_serving.server.model.kernels import PlainKernels
-from bert_serving.server.model.replica import EncodeRequest
+from bert_serving.server.model.replica import DeviceLost, EncodeRequest
 
 
 def test_every_hidden_state_of_every_token_is_that_of_transformers(replica, states):
@@ -124,6 +126,29 @@ def test_layers_that_nobody_asks_for_are_not_built(load):
     encode(replica, ["a"], view(layers=-1))
     assert replica._encoder._layers[5] is not None
     assert not [name for name in replica._encoder._weights if name.startswith("encoder.")]
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_layer_is_not_built_of_files_that_were_written_over(load, tiny_dir, is_sharded):
+    directory, _ = tiny_dir()
+    path = directory / "model.safetensors"
+    if is_sharded:
+        path = path.rename(directory / "part.safetensors")
+        index = {"weight_map": {"some weight": path.name}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    ours, expected = load(directory), encode(load(directory), ["a"], view(layers=-1))[1].values
+    content = path.read_bytes()
+    others = content[:-8000] + bytes(8000)
+    path.with_name("new").write_bytes(others)
+    path.with_name("new").rename(path)
+    close(encode(ours, ["a"], view(layers=-1))[1].values, expected)  # as it was mapped
+    ours = load(directory)
+    path.write_bytes(content)
+    with pytest.raises(DeviceLost, match=f"the model's files were written over: {path}"):
+        encode(ours, ["a"], view(layers=-1))
+    ours = load(directory)
+    path.unlink()
+    close(encode(ours, ["a"], view(layers=-1))[1].values, expected)
 
 
 @pytest.mark.parametrize(

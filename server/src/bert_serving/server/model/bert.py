@@ -19,6 +19,7 @@ from .checkpoint import Weights, take
 from .encoder import States, TokenBatch, Wanted
 from .heads import NO_HEADS, Heads
 from .kernels import AddNorm, Attention, Kernels, Layer, Linear, WholeLayers
+from .mapped_files import NO_FILES, MappedFiles
 from .packing import padded_size
 from .replica import BetweenLayers, nothing
 
@@ -46,7 +47,7 @@ class BertEncoder:
 
     A layer's weights are packed when it is first needed: the layers beyond the deepest one
     that anybody asks for cost neither time at start nor memory. Until then they stay where
-    `weights` has them, which for a file on disk is the file.
+    `weights` has them, which for a file on disk is the file: `files` are looked at before.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class BertEncoder:
         heads: Heads = NO_HEADS,
         has_positions: bool = True,
         compile: bool = False,  # noqa: A002  the option's name
+        files: MappedFiles = NO_FILES,
     ) -> None:
         self.config = config
         self._device = device
@@ -68,6 +70,7 @@ class BertEncoder:
             name: take(weights, name, shape)
             for name, shape in weight_shapes(config, has_positions=has_positions).items()
         }
+        self._files = files
         self._layers: list[Layer | None] = [None] * config.num_layers
         self._runs: dict[range, tuple[list[Layer], WholeLayers | None]] = {}
         self._kernels = kernels
@@ -254,6 +257,7 @@ class BertEncoder:
         return built
 
     def _build_layer(self, number: int) -> Layer:
+        self._files.check()
         root = f"encoder.layer.{number}"
         weight, bias = self._qkv(f"{root}.attention.self")
         layer = Layer(

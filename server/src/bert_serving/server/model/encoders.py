@@ -38,6 +38,7 @@ from .kernels_cpu import CpuKernels
 from .kernels_cuda import CudaKernels, find_varlen_attend
 from .kernels_int8 import Int8Kernels
 from .machine import matrix_gflops
+from .mapped_files import MappedFiles
 from .product_choice import is_compiled_faster
 from .replica import ModelInfo, ModelLoadError
 from .sentence_recipe import SentenceRecipe, read_sentence_recipe
@@ -98,8 +99,9 @@ def load_encoder_replica(config: ReplicaConfig) -> EncoderReplica:
     encoder: Encoder
     if isinstance(plan, BertConfig):
         assert family is not None
+        files = checkpoint.weights_as_they_are()
         weights = family.rename(checkpoint.read_weights())
-        encoder = _packed_encoder(config, plan, weights, settings, device, dtype)
+        encoder = _packed_encoder(config, plan, weights, files, settings, device, dtype)
     else:
         encoder = _transformers_encoder(config, plan, checkpoint, device, dtype)
     check_num_labels(config.num_labels, encoder.head_sizes)
@@ -180,6 +182,7 @@ def _packed_encoder(
     config: ReplicaConfig,
     plan: BertConfig,
     weights: Weights,
+    files: MappedFiles,
     settings: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype,
@@ -200,6 +203,7 @@ def _packed_encoder(
         heads=find_heads(weights, settings, plan.hidden_size, device),
         has_positions=not config.no_position_embeddings,
         compile=config.compile and device.type != "cpu",
+        files=files,
     )
     if device.type == "cuda" and varlen is None:
         logger.info(

@@ -417,6 +417,7 @@ def test_a_comparison_is_made_when_it_is_asked_for(model_dir: Path) -> None:
     config = asked("-model_dir", str(model_dir), "-compare", "bulk", "-num_worker", "2")
     assert config is not None
     assert config.kinds == (BULK,) and config.dtypes == ("float32", "bfloat16")
+    assert not config.dtypes_are_chosen
     assert config.model_dir == model_dir
     assert config.server_options["num_worker"] == 2 and config.server_options["port"] == 0
     assert not [name for name in config.server_options if name.startswith("compare")]
@@ -430,6 +431,14 @@ def test_the_command_is_told_without_the_folders_of_this_machine(model_dir: Path
     assert config.command == (
         f"bert-serving-benchmark -model_dir {model_dir.name} -peer transformers=VENV -compare bulk"
     )
+
+
+def test_types_that_were_typed_are_chosen_the_most_exact_first(model_dir: Path) -> None:
+    config = asked(
+        "-model_dir", str(model_dir), "-compare", "bulk", "-compare_dtype", "int8", "float32"
+    )
+    assert config is not None
+    assert config.dtypes == ("float32", "int8") and config.dtypes_are_chosen
 
 
 def test_peers_alone_ask_for_both_kinds(model_dir: Path) -> None:

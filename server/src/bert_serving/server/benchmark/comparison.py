@@ -39,7 +39,9 @@ class ComparisonConfig:
     Attributes:
         kinds: of `KINDS`, which to make.
         peers: who is compared with.
-        dtypes: that our servers compute in, one server each.
+        dtypes: that our servers compute in, one server each, the most exact first.
+        dtypes_are_chosen: somebody asked for them: one that cannot be served ends the comparison,
+            and is not left out.
         lengths: tokens of the rows of `lengths`.
         rounds: how often each contender is measured.
         seconds: how long each measurement should take.
@@ -57,6 +59,7 @@ class ComparisonConfig:
     kinds: tuple[str, ...]
     peers: tuple[PeerChoice, ...]
     dtypes: tuple[str, ...]
+    dtypes_are_chosen: bool
     lengths: tuple[int, ...]
     rounds: int
     seconds: float

@@ -35,7 +35,7 @@ from .measurement import Work
 from .peers.catalogue import PeerChoice, what_is_missing
 from .peers.process import PeerFailed, PeerProcess
 from .peers.programs.lines import Options
-from .server_process import ServerProcess
+from .server_process import ServerFailed, ServerProcess
 from .words import COMMON_WORDS, whole_words
 
 SERVER_LOG, PEER_LOG = "server.log", "peers.log"
@@ -95,8 +95,7 @@ class ComparisonRun:
     def run(self) -> int:
         """Open everything, and make the comparisons; returns the exit status."""
         self._say(f"{Machine.this()}; results go to {self._config.output}")
-        for dtype in self._config.dtypes:
-            self._open_server(dtype)
+        self._open_servers()
         tokens = self._servers[0].client.tokenize(list(COMMON_WORDS)).tokens
         self._words = whole_words(COMMON_WORDS, [len(row) for row in tokens])
         for choice in self._config.peers:
@@ -107,6 +106,15 @@ class ComparisonRun:
 
     # contenders
 
+    def _open_servers(self) -> None:
+        for dtype in self._config.dtypes:
+            try:
+                self._open_server(dtype)
+            except ServerFailed as error:
+                if self._config.dtypes_are_chosen or not self._servers:
+                    raise
+                self._leave_out(f"bert-serving, {dtype} is left out: {error}")
+
     def _open_server(self, dtype: str) -> None:
         options = {**self._config.server_options, "cpu": True, "dtype": dtype}
         process = ServerProcess(
@@ -116,8 +124,12 @@ class ComparisonRun:
             check=self._check,
         )
         self._stack.callback(process.stop, at_once=True)
-        process.start()
-        server = OurServer(process)
+        try:
+            process.start()
+            server = OurServer(process)
+        except ServerFailed:
+            process.stop(at_once=True)  # others may be measured all the same
+            raise
         self._stack.callback(server.client.close)
         self._servers.append(server)
         self._contenders.extend(server.contenders)

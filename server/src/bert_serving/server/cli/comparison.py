@@ -59,7 +59,8 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         "--compare-dtype",
         nargs="+",
         choices=[dtype for dtype in DTYPES if dtype != "auto"],
-        help=f"what our servers compute in, one each (default: {' '.join(COMPARED_DTYPES)})",
+        help=f"what our servers compute in, one each (default: {' '.join(COMPARED_DTYPES)}, where "
+        "this machine serves it)",
     )
     group.add_argument(
         "-compare_length",
@@ -148,6 +149,7 @@ def to_comparison_config(
         peers=tuple(own.get("peer", default_choices())),
         # the most exact first: the others are held against what it gives
         dtypes=tuple(sorted(set(own.get("compare_dtype", COMPARED_DTYPES)), key=DTYPES.index)),
+        dtypes_are_chosen="compare_dtype" in own,
         lengths=tuple(dict.fromkeys(own.get("compare_length", LENGTHS))),
         rounds=own.get("compare_rounds", ROUNDS),
         seconds=own.get("compare_seconds", SECONDS),

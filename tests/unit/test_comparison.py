@@ -21,7 +21,11 @@ from bert_serving.server.benchmark.comparison import (
     mixed_word_counts,
     workloads,
 )
-from bert_serving.server.benchmark.comparison_report import to_markdown, workload_lines
+from bert_serving.server.benchmark.comparison_report import (
+    round_line,
+    to_markdown,
+    workload_lines,
+)
 from bert_serving.server.benchmark.comparison_results import (
     Comparison,
     Entry,
@@ -256,6 +260,12 @@ def test_a_contender_without_a_measurement_has_no_rate_and_breaks_no_table() -> 
     lines = workload_lines(made, made.workloads[0])
     assert any("failed" in line for line in lines)
     assert "failed" in to_markdown(made)
+
+
+def test_a_round_shows_nothing_of_who_did_not_come_so_far() -> None:
+    made = result(ours(1.0, 2.0), entry("failed", 1.0), entry("never"))
+    assert round_line(1, made) == "  round 1: 60, 60, - sentences/s"
+    assert round_line(2, made) == "  round 2: 30, -, - sentences/s"
 
 
 def test_numbers_and_ratios_are_written_as_json() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bert_serving.client.errors import RequestTimeout
 from bert_serving.server import exit_codes
 from bert_serving.server.benchmark import comparison_run, contenders
 from bert_serving.server.benchmark.comparison import BULK, ComparisonConfig
 from bert_serving.server.benchmark.comparison_run import compare
 from bert_serving.server.benchmark.machine import MatrixProduct
+from bert_serving.server.benchmark.run import Interrupted
 from bert_serving.server.benchmark.server_process import ServerFailed
 
 CANNOT = "worker 0 cannot start: this machine has no instructions for it"
+KILLED, SILENT = "the server was ended by SIGKILL", "no answer within 120 s"
 
 
 class Server:
     """What a `ServerProcess` does, without a process; its host is the type it computes in."""
 
     lacking: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
     running: set[str] = set()  # noqa: RUF012  # of all of them
 
     def __init__(self, options: dict[str, Any], _log: Path, **_: Any) -> None:
@@ -36,12 +41,18 @@ class Server:
         if self.host in self.lacking:
             raise ServerFailed(CANNOT)
 
+    def check_alive(self) -> None:
+        if self.host in self.ended:
+            raise ServerFailed(KILLED)
+
     def stop(self, *, at_once: bool) -> None:
         self.running.discard(self.host)
 
 
 class Client:
     """What a `BertClient` does, without a server: all texts have one vector."""
+
+    is_answered = True
 
     def __init__(self, ip: str, **_: Any) -> None:
         model = {"name": "m", "num_layers": 2, "hidden_size": 8, "max_length": 64, "dtype": ip}
@@ -59,6 +70,8 @@ class Client:
         return SimpleNamespace(n_tokens=np.array([len(text.split()) + 2 for text in texts]))
 
     def encode(self, texts: Sequence[str], **_: Any) -> Any:
+        if not self.is_answered:
+            raise RequestTimeout(SILENT)
         return np.ones((len(texts), 8), np.float32)
 
     def close(self) -> None:
@@ -95,13 +108,26 @@ def product(dtype: str, device: str, *_: Any) -> MatrixProduct:
     return MatrixProduct(dtype, device, 400.0)
 
 
-def run(config: ComparisonConfig) -> tuple[int, dict[str, Any], list[str]]:
+def run(
+    config: ComparisonConfig, after_a_round: Callable[[], None] = lambda: None
+) -> tuple[int, dict[str, Any], list[str]]:
     """Return its exit status, what it wrote, and what it said."""
     said: list[str] = []
-    status = compare(config, said.append, lambda: None)
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "round 1" in line:
+            after_a_round()
+
+    status = compare(config, say, lambda: None)
     assert not Server.running
+    return status, written(config), said
+
+
+def written(config: ComparisonConfig) -> dict[str, Any]:
+    comparison: dict[str, Any]
     (comparison,) = json.loads((config.output / "comparison.json").read_text())
-    return status, comparison, said
+    return comparison
 
 
 def dtypes(comparison: dict[str, Any]) -> set[str]:
@@ -140,3 +166,50 @@ def test_without_the_most_exact_type_there_is_nothing_to_hold_others_against(
     monkeypatch.setattr(Server, "lacking", ("float32",))
     with pytest.raises(ServerFailed, match="no instructions"):
         run(config)
+
+
+# ends before the end
+
+
+@pytest.mark.parametrize(
+    ("thing", "change", "cause"),
+    [
+        (Server, ("ended", ("bfloat16",)), KILLED),
+        (Client, ("is_answered", False), f"bert-serving, float32 failed: {SILENT}"),
+    ],
+)
+def test_a_server_that_is_lost_ends_the_comparison_and_what_there_is_is_kept(
+    thing: type,
+    change: tuple[str, Any],
+    cause: str,
+    config: ComparisonConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, comparison, said = run(config, lambda: monkeypatch.setattr(thing, *change))
+    assert status == exit_codes.FAILED
+    assert comparison["ended"] == cause and cause in said[-1]
+    assert comparison["left_out"] == [] and not [line for line in said if "round 2" in line]
+    (workload,) = comparison["workloads"]
+    assert [len(entry["seconds"]) for entry in workload["entries"]] == [1, 1, 1, 1]
+    assert f"**{cause}**" in (config.output / "comparison.md").read_text("utf-8")
+
+
+def test_a_call_that_fails_as_the_server_ends_tells_of_the_end(
+    config: ComparisonConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(Server, "ended", ("float32",))
+        raise RequestTimeout(SILENT)
+
+    _, comparison, _ = run(config, lambda: monkeypatch.setattr(Client, "encode", die))
+    assert comparison["ended"] == KILLED
+
+
+def test_what_a_signal_ends_says_so(config: ComparisonConfig) -> None:
+    def interrupt() -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(config, interrupt)
+    assert written(config)["ended"] == "ended by SIGINT"
+    assert not Server.running

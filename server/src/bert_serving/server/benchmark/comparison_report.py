@@ -24,8 +24,11 @@ def title(comparison: Comparison) -> str:
 
 
 def round_line(number: int, workload: WorkloadResult) -> str:
-    """Return what a round gave, for the terminal."""
-    rates = (f"{entry.rates[-1]:,.0f}" for entry in workload.entries if entry.seconds)
+    """Return what a round gave, for the terminal: nothing of who did not come so far."""
+    rates = (
+        f"{entry.rates[number - 1]:,.0f}" if len(entry.seconds) >= number else NONE
+        for entry in workload.entries
+    )
     return f"  round {number}: {', '.join(rates)} sentences/s"
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_serving.client.errors import ServingError
 from bert_serving.server import exit_codes
 
 from . import comparison_plot, comparison_report
@@ -35,6 +34,7 @@ from .measurement import Work
 from .peers.catalogue import PeerChoice, what_is_missing
 from .peers.process import PeerFailed, PeerProcess
 from .peers.programs.lines import Options
+from .run import Interrupted
 from .server_process import ServerFailed, ServerProcess
 from .words import COMMON_WORDS, whole_words
 
@@ -64,7 +64,7 @@ def compare(config: ComparisonConfig, say: Callable[[str], None], check: Callabl
         check: called often; what it raises ends the comparison, and what there is is kept.
 
     Raises:
-        ServerFailed: a server of ours did not start, or ended.
+        ServerFailed: a server of ours did not start.
 
     """
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ class ComparisonRun:
     ) -> None:
         self._config = config
         self._say = say
-        self._check = check
+        self._check_signals = check
         self._stack = stack
         self._servers: list[OurServer] = []
         self._contenders: list[Contender] = []
@@ -96,13 +96,28 @@ class ComparisonRun:
         """Open everything, and make the comparisons; returns the exit status."""
         self._say(f"{Machine.this()}; results go to {self._config.output}")
         self._open_servers()
-        tokens = self._servers[0].client.tokenize(list(COMMON_WORDS)).tokens
+        with self._servers[0].asked() as client:
+            tokens = client.tokenize(list(COMMON_WORDS)).tokens
         self._words = whole_words(COMMON_WORDS, [len(row) for row in tokens])
         for choice in self._config.peers:
             self._open_peer(choice)
-        for kind in self._config.kinds:
-            self._compare(kind)
+        try:
+            for kind in self._config.kinds:
+                self._compare(kind)
+        except Interrupted as interruption:
+            self._save(self._made[-1], str(interruption))
+            raise
+        except ServerFailed as error:  # what others are held against is gone
+            self._save(self._made[-1], str(error))
+            self._say(f"\n{error}")
+            return exit_codes.FAILED
         return exit_codes.FAILED if self._has_failed else exit_codes.OK
+
+    def _check(self) -> None:
+        """Raise what ends a wait: a signal's, or ServerFailed if a server of ours has ended."""
+        self._check_signals()
+        for server in self._servers:
+            server.check_alive()
 
     # contenders
 
@@ -201,7 +216,8 @@ class ComparisonRun:
 
     def _measure(self, comparison: Comparison, workload: Workload) -> None:
         block = workload.texts(self._words, workload.block)
-        counts = self._servers[0].client.encode_detailed(block, {}).n_tokens.astype(np.int64)
+        with self._servers[0].asked() as client:
+            counts = client.encode_detailed(block, {}).n_tokens.astype(np.int64)
         work = Work(1, self._servers[0].status["model"]["hidden_size"], None)
         result = WorkloadResult(
             name=workload.name,
@@ -232,7 +248,7 @@ class ComparisonRun:
             )
             try:
                 texts = self._prepare(contender, entry, workload)
-            except (PeerFailed, ServingError) as error:
+            except PeerFailed as error:
                 self._drop(contender, error)
                 continue
             entry.excluded = why_excluded(entry, max_tokens=contender.max_tokens, longest=longest)
@@ -265,7 +281,7 @@ class ComparisonRun:
         self._check()
         try:
             measured.entry.seconds.append(measured.contender.encode(measured.texts))
-        except (PeerFailed, ServingError) as error:
+        except PeerFailed as error:
             self._drop(measured.contender, error)
             return False
         return True
@@ -282,7 +298,7 @@ class ComparisonRun:
         """Write tables, numbers and the picture: whole, or not at all."""
         comparison.ended = ended
         folder = self._config.output
-        if self._config.plots:
+        if self._config.plots and comparison.workloads:
             comparison.picture = f"comparison-{comparison.kind}.png"
             comparison_plot.draw(comparison, folder / comparison.picture)
         sections = [

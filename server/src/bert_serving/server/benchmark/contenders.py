@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from bert_serving.client import BertClient
@@ -19,7 +20,7 @@ ANSWER_TIMEOUT_MS = 120_000
 
 
 class Contender(Protocol):
-    """Someone who encodes texts.
+    """Someone who encodes texts: a peer raises PeerFailed where it cannot, ours ServerFailed.
 
     Attributes:
         name, version: what it is.
@@ -67,6 +68,19 @@ class OurServer:
             self.client.close()
             raise ServerFailed(f"the server does not answer: {error}") from None
 
+    def check_alive(self) -> None:
+        """Raise ServerFailed if it has ended."""
+        self._process.check_alive()
+
+    @contextmanager
+    def asked(self) -> Iterator[BertClient]:
+        """Give its client; a call that fails is a ServerFailed, which says how the server ended."""
+        try:
+            yield self.client
+        except ServingError as error:
+            self.check_alive()
+            raise ServerFailed(f"{OURS}, {self.status['model']['dtype']} failed: {error}") from None
+
     @property
     def num_layers(self) -> int:
         """How many layers its model has."""
@@ -80,8 +94,9 @@ class OurServer:
         return [Ours(self, layers) for layers in dict.fromkeys((needed, self.num_layers))]
 
     def vectors(self, texts: Sequence[str], layers: int) -> list[list[float]]:
-        """Return the mean over the tokens of a layer."""
-        array = self.client.encode(list(texts), layers=[layers], pooling="mean", normalize=False)
+        """Return the mean over the tokens of a layer. Raises ServerFailed."""
+        with self.asked() as client:
+            array = client.encode(list(texts), layers=[layers], pooling="mean", normalize=False)
         vectors: list[list[float]] = array.tolist()
         return vectors
 
@@ -104,10 +119,11 @@ class Ours:
         self.dtype = str(server.status["model"]["dtype"])
 
     def encode(self, texts: Sequence[str]) -> float:
-        """Encode texts through the client; ServingError if the server fails."""
-        started = time.perf_counter()
-        self._server.client.encode(texts, layers=[self.layers], pooling="mean")
-        return time.perf_counter() - started
+        """Encode texts through the client. Raises ServerFailed."""
+        with self._server.asked() as client:
+            started = time.perf_counter()
+            client.encode(texts, layers=[self.layers], pooling="mean")
+            return time.perf_counter() - started
 
     def vectors(self, texts: Sequence[str]) -> list[list[float]]:
         """Return the mean over the tokens of its layer."""

@@ -165,7 +165,7 @@ def to_comparison_config(
 
 
 def run_comparison(config: ComparisonConfig) -> int:
-    """Make the comparison; returns the exit status. Raises ServerFailed."""
+    """Make the comparison; returns the exit status. ServerFailed if a server did not start."""
     results = config.output / comparison_report.MARKDOWN
     try:
         with signals() as check:

@@ -172,6 +172,14 @@ def test_who_computes_something_else_is_not_compared_with() -> None:
     assert result(fast, wrong).against_best(fast) is None
 
 
+def test_who_of_ours_computes_something_else_is_not_compared() -> None:
+    right, wrong = ours(1.0), ours(0.5, dtype="int8", excluded="other vectors")
+    made = result(right, wrong, entry("peer", 2.0))
+    assert made.ours == [right]
+    (ratios,) = comparison(made).to_dict()["workloads"][0]["ratios"]
+    assert ratios["ours"] == "bert-serving, float32, 12 of 12 layers"
+
+
 def test_useful_flops_are_of_the_layers_that_are_computed() -> None:
     fast = ours(1.0, layers=11)
     made = result(fast)
@@ -201,6 +209,12 @@ def test_the_least_cosine_of_all_rows_counts() -> None:
     assert least_cosine([[3.0, 0.0]], reference) == -1.0
 
 
+def excluded(
+    entry: Entry, *, reference: str = "float32", max_tokens: int | None = None, longest: int = 50
+) -> str:
+    return why_excluded(entry, reference=reference, max_tokens=max_tokens, longest=longest)
+
+
 @pytest.mark.parametrize(
     ("cosine", "dtype", "is_right"),
     [
@@ -215,13 +229,18 @@ def test_the_least_cosine_of_all_rows_counts() -> None:
 def test_a_contender_of_other_vectors_is_excluded(
     cosine: float | None, dtype: str, is_right: bool
 ) -> None:
-    reason = why_excluded(entry("p", cosine=cosine, dtype=dtype), max_tokens=None, longest=50)
-    assert (reason == "") == is_right
+    assert (excluded(entry("p", cosine=cosine, dtype=dtype)) == "") == is_right
+
+
+def test_an_exact_contender_is_as_near_to_ours_as_ours_is_exact() -> None:
+    exact = entry("p", cosine=0.995, dtype="float32")
+    assert excluded(exact, reference="bfloat16") == ""
+    assert excluded(replace(exact, cosine=0.98), reference="int8") != ""
 
 
 def test_a_contender_that_cuts_rows_is_excluded_where_they_are_longer() -> None:
-    assert why_excluded(entry("p"), max_tokens=25, longest=25) == ""
-    assert "25 tokens" in why_excluded(entry("p"), max_tokens=25, longest=26)
+    assert excluded(entry("p"), max_tokens=25, longest=25) == ""
+    assert "25 tokens" in excluded(entry("p"), max_tokens=25, longest=26)
 
 
 # tables

@@ -91,7 +91,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ComparisonConfig:
         dtypes_are_chosen=False,
         lengths=(),
         rounds=2,
-        seconds=1e-3,
+        seconds=1e-6,
         model_dir=tmp_path,
         server_options={},
         wait_till_ready_s=1,

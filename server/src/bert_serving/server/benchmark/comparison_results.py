@@ -25,8 +25,8 @@ class Entry:
         layers: how many it computes.
         is_ours: whether it is ours.
         settings: its best ones, in words.
-        cosine: the least one of its vectors to ours in float32 out of the same layer; None
-            if it was not checked.
+        cosine: the least one of its vectors to ours in the most exact type, out of the same
+            layer; None if it was not checked.
         rows: of a measurement.
         seconds: of each measurement, a round each.
         excluded: why nothing is compared with it; empty if it is.
@@ -87,8 +87,8 @@ class WorkloadResult:
 
     @property
     def ours(self) -> list[Entry]:
-        """Ours that were measured."""
-        return [entry for entry in self.entries if entry.is_ours and entry.seconds]
+        """Ours that were measured, but for those whose speed says nothing."""
+        return [e for e in self.entries if e.is_ours and e.seconds and not e.excluded]
 
     def tokens_per_s(self, entry: Entry) -> float:
         """Return the real tokens a second of a contender."""
@@ -207,18 +207,21 @@ def least_cosine(vectors: Sequence[Sequence[float]], reference: Sequence[Sequenc
     return min(_cosine(one, other) for one, other in zip(vectors, reference, strict=True))
 
 
-def why_excluded(entry: Entry, *, max_tokens: int | None, longest: int) -> str:
+def why_excluded(entry: Entry, *, reference: str, max_tokens: int | None, longest: int) -> str:
     """Return why a contender's speed says nothing; empty if it does.
 
     Args:
         entry: of the contender, its cosine found.
+        reference: the type of the vectors that it was held against; the less exact one of the
+            two types says how near they can be.
         max_tokens: it cuts rows to so many; None if it cuts none.
         longest: tokens of the workload's longest row.
 
     """
     if max_tokens is not None and longest > max_tokens:
         return f"cuts rows to {max_tokens} tokens: these have up to {longest}"
-    least = LEAST_COSINE.get(entry.dtype, LEAST_COSINE_16_BIT)
+    dtypes = (entry.dtype, reference)
+    least = min(LEAST_COSINE.get(dtype, LEAST_COSINE_16_BIT) for dtype in dtypes)
     if entry.cosine is not None and not entry.cosine >= least:  # so that NaN is wrong too
         return f"other vectors than ours: cosine {entry.cosine:.4f}, expected {least}"
     return ""

@@ -251,7 +251,12 @@ class ComparisonRun:
             except PeerFailed as error:
                 self._drop(contender, error)
                 continue
-            entry.excluded = why_excluded(entry, max_tokens=contender.max_tokens, longest=longest)
+            entry.excluded = why_excluded(
+                entry,
+                reference=self._servers[0].dtype,
+                max_tokens=contender.max_tokens,
+                longest=longest,
+            )
             result.entries.append(entry)
             prepared.append(Measured(contender, entry, texts))
         return prepared

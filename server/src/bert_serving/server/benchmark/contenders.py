@@ -79,7 +79,12 @@ class OurServer:
             yield self.client
         except ServingError as error:
             self.check_alive()
-            raise ServerFailed(f"{OURS}, {self.status['model']['dtype']} failed: {error}") from None
+            raise ServerFailed(f"{OURS}, {self.dtype} failed: {error}") from None
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in."""
+        return str(self.status["model"]["dtype"])
 
     @property
     def num_layers(self) -> int:
@@ -116,7 +121,7 @@ class Ours:
         self._server = server
         self.layers = layers
         self.version = str(server.status["server_version"])
-        self.dtype = str(server.status["model"]["dtype"])
+        self.dtype = server.dtype
 
     def encode(self, texts: Sequence[str]) -> float:
         """Encode texts through the client. Raises ServerFailed."""

@@ -389,6 +389,14 @@ def test_calls_that_fail_are_counted_by_type_and_speed_nothing_up() -> None:
     assert failed.latency_ms is None
 
 
+def test_a_time_in_which_no_call_was_made_is_told_as_an_error() -> None:
+    warm_up = calls({0: [1.0] * 2})
+    measured = measure(7, warm_up, None)
+    assert measured.errors == {"NothingMeasured": 1}
+    assert "-seconds" in measured.messages["NothingMeasured"]
+    assert (measured.value, measured.calls, measured.latency_ms) == (7, warm_up, None)
+
+
 def test_an_error_in_the_warm_up_counts_too() -> None:
     first, *others = calls({0: [1.0] * 4})
     assert measure(1, [replace(first, error="WorkerFailed"), *others], None).errors == {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -146,9 +146,16 @@ class Work:
         return self.num_layers * (per_token * tokens + per_pair * token_pairs) / 1e9
 
 
+class NothingMeasured(Exception):
+    """No call was made but those that warm up: an open loop was too slow for its time."""
+
+
 def measure(value: int, calls: Sequence[Call], work: Work | None) -> Measurement:
     """Return what the calls for a value of an experiment amount to."""
     measured = [call for call in calls if call.is_measured]
+    if not measured:
+        nothing = NothingMeasured("no call was made in that time: give more -seconds")
+        return replace(failure(value, nothing), calls=calls)
     answered = [call for call in measured if call.error is None]
     edges = _slices(measured)
     rows_per_s = _rates(calls, edges, lambda call: call.rows)

@@ -17,6 +17,7 @@ from bert_serving.client.view import View
 from bert_serving.server.benchmark import report
 from bert_serving.server.benchmark.experiments import (
     BULK_ROWS,
+    DOORS,
     SECONDS,
     BenchmarkConfig,
     Load,
@@ -227,6 +228,18 @@ def test_settings_that_stand_elsewhere_are_not_repeated_on_the_command_line() ->
 
 
 # refusals
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_keys_that_reach_the_server_by_another_way_are_refused(name: str, tmp_path: Path) -> None:
+    value, file = "5557" if name == "backend_port" else "keys", tmp_path / "settings.toml"
+    with pytest.raises(ValueError, match=f"{name} in the environment or the -config file"):
+        asked(**{f"BERT_SERVING_{name.upper()}": value})
+    file.write_text(f"{name} = {value if value.isdecimal() else repr(value)}\n")
+    for typed in ((), (f"-{name}", value)):
+        with pytest.raises(ValueError, match=f"{name} in the environment or the -config file"):
+            asked("-config", str(file), *typed)
+    assert asked(f"-{name}", value).server_options == {"port": 0}
 
 
 @pytest.mark.parametrize(

@@ -254,8 +254,22 @@ def options_under_test(given: Mapping[str, Any], config: ServerConfig) -> dict[s
     """Return the options for the servers under test: those given, but any free ports.
 
     Only what was given, not all of `config`: environment and file reach the server by
-    themselves, as they reach one that is started by hand.
+    themselves, as they reach one that is started by hand. So do keys that stand there, and no
+    option takes them back.
+
+    Args:
+        given: what was typed.
+        config: what the server has, but for `NOT_OURS` of what was typed.
+
+    Raises:
+        ValueError: environment or file have keys, or a port for workers from elsewhere.
+
     """
+    if doors := [name for name in DOORS if getattr(config, name) is not None]:
+        raise ValueError(
+            f"{', '.join(doors)} in the environment or the -config file: a server under test has "
+            "no keys and no workers from elsewhere: leave it out there"
+        )
     options = {name: value for name, value in given.items() if name not in NOT_OURS}
     options.update({name: 0 for name in PORTS if getattr(config, name) is not None})
     if config.legacy_port is not None:

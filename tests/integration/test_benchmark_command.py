@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,10 @@ from bert_serving.server import exit_codes
 from bert_serving.server.benchmark import plots
 from bert_serving.server.benchmark.measurement import Call, Measurement, failure, measure
 from bert_serving.server.benchmark.report import ExperimentResult
+from bert_serving.server.benchmark.run import Interrupted
+from bert_serving.server.benchmark.server_process import ServerFailed
+from bert_serving.server.benchmark.targets import parse_target
+from bert_serving.server.benchmark.wiring import check_answering
 
 REPEATS, BATCH = 4, 8
 EXPERIMENTS = {
@@ -268,10 +273,44 @@ class OpenAiStyle(BaseHTTPRequestHandler):
         pass
 
 
+class OpenAiStyleOnce(OpenAiStyle):
+    """Likewise, but out of order after one call; of one server, as the class counts."""
+
+    calls = 0
+
+    def do_POST(self) -> None:
+        type(self).calls += 1
+        if self.calls > 1:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_POST()
+
+
 @pytest.fixture
 def http_port() -> Iterator[int]:
     """The port of a server that speaks as OpenAI does."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), OpenAiStyle) as server:
+    yield from http_server(OpenAiStyle)
+
+
+@pytest.fixture
+def failing_port() -> Iterator[int]:
+    """The port of one that fails after one call."""
+    OpenAiStyleOnce.calls = 0
+    yield from http_server(OpenAiStyleOnce)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where nothing is taken in."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield silent.getsockname()[1]
+
+
+def http_server(style: type[OpenAiStyle]) -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), style) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -282,23 +321,23 @@ def http_port() -> Iterator[int]:
 
 
 def test_the_same_load_is_put_on_other_servers_in_their_protocols(
-    start: Any, start_server: Starter, http_port: int
+    start: Any, start_server: Starter, http_port: int, failing_port: int
 ) -> None:
     other = start_server("-legacy_port", "0")
     port, port_out = legacy_ports(other)
     benchmark = start(
         *("-model_dir", "fake:64", *TINY, "-test_num_client", "1", "5", "-online_peer"),
         *(f"native=127.0.0.1:{other.port}", f"old=127.0.0.1:{port}:{port_out}"),
-        *(f"http=http://127.0.0.1:{http_port}/v1", "nobody=http://127.0.0.1:9"),
+        *(f"http=http://127.0.0.1:{http_port}/v1", f"failing=http://127.0.0.1:{failing_port}/v1"),
     )
     assert benchmark.wait() == exit_codes.FAILED
     (experiment,) = benchmark.results["experiments"]
     measurements = {(m["value"], m["label"]): m for m in experiment["measurements"]}
-    labels = ("bert-serving", "native", "old", "http", "nobody")
+    labels = ("bert-serving", "native", "old", "http", "failing")
     assert list(measurements) == [(value, label) for value in (1, 5) for label in labels]
     for (value, label), measurement in measurements.items():
-        if label == "nobody":
-            assert measurement["errors"] == {"ConnectionRefusedError": value * REPEATS}
+        if label == "failing":
+            assert measurement["errors"] == {"HTTP503": value * REPEATS}
         else:
             assert measurement["errors"] == {}, label
             assert measurement["rows"] == value * REPEATS * BATCH
@@ -308,6 +347,38 @@ def test_the_same_load_is_put_on_other_servers_in_their_protocols(
 
 
 # failures
+
+
+def test_another_server_that_is_not_there_ends_it_before_anything_is_measured(
+    start: Any, http_port: int
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens there
+        port = unused.getsockname()[1]
+        benchmark = start(
+            *("-model_dir", "fake:64", *TINY, "-test_num_client", "1", "-online_peer"),
+            *(f"http=http://127.0.0.1:{http_port}/v1", f"nobody=http://127.0.0.1:{port}"),
+        )
+        assert benchmark.wait() == exit_codes.BOOT_FAILED
+    last = benchmark.said.strip().splitlines()[-1]
+    assert f"-online_peer nobody: no vector from 127.0.0.1:{port}: Connection" in last
+    assert not (benchmark.output / "server.log").exists()
+    assert not benchmark.left()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{0}", "127.0.0.1:{0}:{0}", "http://127.0.0.1:{0}"])
+def test_a_server_that_says_nothing_is_not_waited_for_long(address: str, silent_port: int) -> None:
+    target = parse_target(f"nobody={address.format(silent_port)}")
+    with pytest.raises(ServerFailed, match=f"nobody: no vector from .*:{silent_port} within"):
+        check_answering([target], lambda: None, within_s=0.3)
+
+
+def test_a_signal_ends_the_wait_for_a_server_that_says_nothing(silent_port: int) -> None:
+    def check() -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        check_answering([parse_target(f"nobody=127.0.0.1:{silent_port}")], check)
 
 
 def test_a_server_that_cannot_start_ends_it_with_the_cause(start: Any) -> None:

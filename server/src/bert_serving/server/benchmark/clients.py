@@ -23,11 +23,10 @@ import zmq.asyncio
 from bert_serving.server import exit_codes
 
 from .experiments import WARM_UP_REPEATS
-from .http_wire import HttpWire
-from .legacy_wire import LegacyWire
 from .measurement import Call
-from .targets import HTTP, LEGACY, Target
-from .wires import CallFailed, NativeWire, Wire
+from .targets import NATIVE, Target
+from .wires import CallFailed, Wire
+from .wiring import wire_to
 from .words import sentences
 
 READY, GO = "ready", "go"
@@ -195,22 +194,13 @@ async def _open_loop(clients: Sequence[_Client], rate: float, seconds: float) ->
 
 def _wires(config: ClientsConfig, context: zmq.asyncio.Context) -> dict[int, Wire]:
     """Return what each client speaks through."""
-    target = config.target
     wires: dict[int, Wire] = {}
     for group in config.clients:
-        shared = NativeWire(
-            *(target.host, target.port),
-            identity=f"benchmark client {group[0]}",
-            layers=config.layers,
-        )
-        for client in group:
-            if target.wire == HTTP:
-                wires[client] = HttpWire(target.host, target.port, target.path)
-            elif target.wire == LEGACY:
-                ports = (target.port, target.port_out)
-                wires[client] = LegacyWire(context, target.host, *ports)
-            else:
-                wires[client] = shared
+        sharing = [group] if config.target.wire == NATIVE else [[client] for client in group]
+        for clients in sharing:
+            identity = f"benchmark client {clients[0]}"
+            wire = wire_to(config.target, context, identity=identity, layers=config.layers)
+            wires.update(dict.fromkeys(clients, wire))
     return wires
 
 

@@ -28,6 +28,7 @@ from .report import ExperimentResult, Results
 from .server_process import ServerFailed
 from .targets import OURS, Target
 from .under_test import ServerUnderTest
+from .wiring import check_answering
 
 SERVER_LOG = "server.log"
 NOT_FINISHED = "not finished"
@@ -52,7 +53,7 @@ def run(config: BenchmarkConfig, say: Callable[[str], None]) -> int:
         say: shows a line to the user.
 
     Raises:
-        ServerFailed: the very first server did not start.
+        ServerFailed: the very first server did not start, or one beside it does not answer.
 
     """
     with signals() as check, Benchmark(config, say, check) as benchmark:
@@ -113,6 +114,8 @@ class Benchmark:
         """Run the experiments one after the other; returns the exit status."""
         self._say(f"{self._results.machine}; results go to {self._config.output}")
         try:
+            for experiment in self._config.experiments:
+                check_answering(self._others(experiment), self._server.check)
             for experiment in self._config.experiments:
                 self._run_experiment(experiment)
         except Interrupted as interruption:

@@ -321,6 +321,21 @@ def test_a_name_cannot_end_the_comment_that_it_stands_in() -> None:
     assert put_section(document, "a --> b\nc", "A", "new").count("<!-- begin") == 1
 
 
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_text_behind_a_section_without_its_end_is_not_touched(lost: str) -> None:
+    document = put_section(put_section("", "a", "A", "old"), "b", "B", "old")
+    damaged = document.replace(f"<!-- end: {lost} -->", "") + "By hand.\n"
+    for name in ("a", "b", "c"):
+        with pytest.raises(ValueError, match=f"the section '{lost}' has no end"):
+            put_section(damaged, name, "A", "new")
+
+
+def test_an_end_without_its_section_is_anybodys_text() -> None:
+    document = put_section("", "a", "A", "old").replace("<!-- begin: a -->", "")
+    again = put_section(document, "a", "A", "new")
+    assert "old" in again and "new" in again
+
+
 def test_a_sections_files_have_plain_names() -> None:
     assert file_name("Bulk, mixed: BERT base (12/768)") == "bulk-mixed-bert-base-12-768"
 
@@ -493,6 +508,27 @@ def test_what_a_comparison_cannot_use_is_refused(
     capsys: pytest.CaptureFixture[str], argv: list[str], expected: str
 ) -> None:
     assert expected in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "Is a directory"),
+        (b"\xff", "can't decode"),
+        (b"<!-- begin: a -->", "the section 'a' has no end"),
+    ],
+)
+def test_a_document_that_cannot_be_written_into_is_refused(
+    capsys: pytest.CaptureFixture[str], model_dir: Path, content: bytes | None, expected: str
+) -> None:
+    document = model_dir / "document.md"
+    if content is None:
+        document.mkdir()
+    else:
+        document.write_bytes(content)
+    argv = ("-model_dir", str(model_dir), "-compare", "bulk", "-document", str(document))
+    said = refused(capsys, *argv)
+    assert f"-document {document}: " in said and expected in said
 
 
 def test_an_output_folder_with_a_comparison_in_it_is_refused(

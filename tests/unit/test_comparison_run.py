@@ -168,6 +168,14 @@ def test_without_the_most_exact_type_there_is_nothing_to_hold_others_against(
         run(config)
 
 
+def test_a_document_that_is_lost_meanwhile_costs_no_results(config: ComparisonConfig) -> None:
+    document = config.output / "document.md"
+    status, comparison, said = run(replace(config, document=document), document.mkdir)
+    assert status == exit_codes.FAILED and comparison["ended"] == ""
+    assert "document.md: no section" in said[-1] and "directory" in said[-1]
+    document.rmdir()
+
+
 # ends before the end
 
 

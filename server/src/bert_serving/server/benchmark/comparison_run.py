@@ -208,7 +208,8 @@ class ComparisonRun:
             self._save(comparison, NOT_FINISHED)
         self._measure_products(comparison)
         self._save(comparison, "")
-        self._publish(comparison)
+        if self._config.document is not None:
+            self._publish(comparison, self._config.document)
 
     def _measure_products(self, comparison: Comparison) -> None:
         dtypes = dict.fromkeys(contender.dtype for contender in self._contenders)
@@ -314,12 +315,18 @@ class ComparisonRun:
         _write(folder / comparison_report.JSON, numbers + "\n")
         _write(folder / comparison_report.MARKDOWN, "# Comparisons\n\n" + "\n".join(sections))
 
-    def _publish(self, comparison: Comparison) -> None:
-        """Put the comparison into the document, with its picture beside it."""
-        document = self._config.document
-        if document is None:
-            return
+    def _publish(self, comparison: Comparison, document: Path) -> None:
         title = comparison_report.title(comparison)
+        try:
+            self._put_into(document, title, comparison)
+        except (OSError, ValueError) as error:  # it was good when this was begun
+            self._has_failed = True
+            self._say(f"{document}: no section {title!r}: {error}")
+        else:
+            self._say(f"{document}: section {title!r}")
+
+    def _put_into(self, document: Path, title: str, comparison: Comparison) -> None:
+        """Put the comparison into the document, with its picture beside it."""
         published = replace(comparison)
         if comparison.picture is not None:
             picture = Path(document.stem, f"{file_name(title)}.png")
@@ -329,7 +336,6 @@ class ComparisonRun:
         old = document.read_text("utf-8") if document.exists() else ""
         text = comparison_report.to_markdown(published)
         _write(document, put_section(old, title, title, text))
-        self._say(f"{document}: section {title!r}")
 
 
 def _write(path: Path, text: str) -> None:

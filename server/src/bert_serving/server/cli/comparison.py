@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from bert_serving.server.benchmark import comparison_report, plots
 from bert_serving.server.benchmark.comparison import KINDS, ComparisonConfig, model_directory
 from bert_serving.server.benchmark.comparison_run import compare
+from bert_serving.server.benchmark.document import check_sections
 from bert_serving.server.benchmark.peers.catalogue import (
     NAMES,
     PeerChoice,
@@ -142,8 +144,8 @@ def to_comparison_config(
     if (output / comparison_report.JSON).exists():
         raise ValueError(f"-output {output} has results already: give another folder")
     document: Path | None = own.get("document")
-    if document is not None and not document.parent.is_dir():
-        raise ValueError(f"-document {document}: there is no folder {document.parent}")
+    if document is not None:
+        _check_document(document)
     return ComparisonConfig(
         kinds=tuple(dict.fromkeys(own.get("compare", KINDS))),
         peers=tuple(own.get("peer", default_choices())),
@@ -175,6 +177,20 @@ def run_comparison(config: ComparisonConfig) -> int:
         return SIGNALLED + interruption.number
     _say(f"\nresults: {results}")
     return status
+
+
+def _check_document(document: Path) -> None:
+    """Raise ValueError if no section can be put into a document: better now than in the end."""
+    if not document.parent.is_dir():
+        raise ValueError(f"-document {document}: there is no folder {document.parent}")
+    if not os.access(document.parent, os.W_OK):
+        raise ValueError(f"-document {document}: nothing can be written in {document.parent}")
+    try:
+        check_sections(document.read_text("utf-8") if document.exists() else "")
+    except OSError as error:
+        raise ValueError(f"-document {document}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"-document {document}: {error}") from None
 
 
 def _portable(word: str) -> str:

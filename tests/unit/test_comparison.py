@@ -477,6 +477,16 @@ def test_the_command_is_told_without_the_folders_of_this_machine(model_dir: Path
     )
 
 
+def test_an_option_and_its_value_in_one_word_are_told_alike(model_dir: Path) -> None:
+    argv = (f"--model-dir={model_dir}", f"--peer=transformers={sys.executable}", "-compare", "bulk")
+    config = asked(*argv)
+    assert config is not None
+    assert config.command == (
+        f"bert-serving-benchmark --model-dir={model_dir.name} --peer=transformers=VENV "
+        "-compare bulk"
+    )
+
+
 def test_types_that_were_typed_are_chosen_the_most_exact_first(model_dir: Path) -> None:
     config = asked(
         "-model_dir", str(model_dir), "-compare", "bulk", "-compare_dtype", "int8", "float32"

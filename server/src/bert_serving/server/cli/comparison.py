@@ -198,7 +198,8 @@ def _portable(word: str) -> str:
     name, equals, where = word.rpartition("=")
     if not where.startswith(("/", "~")):
         return word
-    return f"{name}=VENV" if equals else Path(word).name
+    is_peers = name.rpartition("=")[2] in NAMES
+    return f"{name}{equals}{'VENV' if is_peers else Path(where).name}"
 
 
 def _peer(text: str) -> PeerChoice:

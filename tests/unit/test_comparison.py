@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ from bert_serving.server.benchmark.peers.catalogue import (
     parse_peer,
     what_is_missing,
 )
+from bert_serving.server.benchmark.peers.programs import bert_as_service_peer
 from bert_serving.server.benchmark.peers.programs.batching import sorted_batches
 from bert_serving.server.benchmark.peers.programs.tuning import fastest
 from bert_serving.server.benchmark.words import COMMON_WORDS
@@ -387,6 +389,22 @@ def test_every_peer_has_a_program_that_opens_it() -> None:
         tree = ast.parse((folder / f"{peer.program}.py").read_text("utf-8"))
         functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         assert "open_peer" in functions
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"pooling_layer": [11]}, 12),
+        ({"pooling_layer": [0, -2]}, 11),
+        ({"pooling_layer": [11], "native_version": "2.0.0"}, 11),
+        ({"pooling_layer": [0, -12], "native_version": "2.0.0"}, 1),
+    ],
+)
+def test_an_original_server_counts_its_layers_without_the_embeddings(
+    settings: dict[str, Any], layers: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 12}))
+    assert bert_as_service_peer._layers(settings, str(tmp_path)) == layers
 
 
 # what peers share

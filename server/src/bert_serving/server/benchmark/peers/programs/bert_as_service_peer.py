@@ -99,7 +99,7 @@ def open_peer(options: Options, _: Life) -> Peer:
         name="bert-as-service",
         version=str(settings["server_version"]),
         dtype="float16" if settings.get("fp16") else "float32",
-        layers=_layers(settings["pooling_layer"], options.model_dir),
+        layers=_layers(settings, options.model_dir),
         threads=options.threads,
         encode=lambda texts: conversation.encode(texts, rows),
         tune=tune,
@@ -107,9 +107,14 @@ def open_peer(options: Options, _: Life) -> Peer:
     )
 
 
-def _layers(pooling_layers: list[int], model_dir: str) -> int:
-    """Return how many layers its server computes: it cuts its graph behind the last one used."""
+def _layers(settings: dict[str, Any], model_dir: str) -> int:
+    """Return how many layers its server computes: it cuts its graph behind the last one used.
+
+    The original counts from 0 without the embeddings; our gateway, which speaks as it does but
+    has a `native_version`, counts these as 0.
+    """
+    embeddings = 1 if "native_version" in settings else 0
     config = json.loads(Path(model_dir, "config.json").read_text("utf-8"))
     num_layers = int(config["num_hidden_layers"])
-    places = [layer if layer >= 0 else num_layers + 1 + layer for layer in pooling_layers]
-    return max(places)
+    pooled: list[int] = settings["pooling_layer"]
+    return max(layer + 1 - embeddings if layer >= 0 else num_layers + 1 + layer for layer in pooled)

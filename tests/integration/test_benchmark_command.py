@@ -460,6 +460,15 @@ def test_clients_end_with_a_benchmark_that_is_killed(start: Any) -> None:
     eventually(lambda: not benchmark.processes("benchmark.clients"), 10 * SECOND)
 
 
+def test_a_server_ends_with_a_benchmark_that_is_killed(start: Any) -> None:
+    options = ("-model_dir", "fake:64", *TINY, "-test_client_batch_size", "1", "-seconds", "600")
+    benchmark = start(*options)
+    eventually(lambda: benchmark.processes("benchmark.clients"), 30 * SECOND)
+    assert benchmark.processes("cli.start")
+    benchmark.process.kill()
+    eventually(lambda: not benchmark.left(), 30 * SECOND)
+
+
 # pictures
 
 

@@ -1,7 +1,8 @@
 """A server under test: started as a user would start it, and ended for certain.
 
 Its session is its own, so that a Ctrl-C meant for the benchmark does not reach it, and
-whatever of it should be left in the end can be killed together.
+whatever of it should be left in the end can be killed together. If the benchmark itself is
+killed, a guard ends it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bert_serving.server import exit_codes
 from bert_serving.server.interpreter import module_command
 
 from .experiments import command_line
+from .guard import Guard
 
 POLL_S = 0.05
 STOP_TIMEOUT_S = 60.0
@@ -60,6 +62,7 @@ class ServerProcess:
         self._wait_s = wait_s
         self._check = check
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
 
     def start(self) -> None:
         """Start it, and wait until it is ready.
@@ -107,7 +110,11 @@ class ServerProcess:
         process.send_signal(signal.SIGTERM)
         if at_once:  # the second signal says so; another one, as two of a kind may become one
             process.send_signal(signal.SIGINT)
-        end_session(process, STOP_TIMEOUT_S)
+        try:
+            end_session(process, STOP_TIMEOUT_S)
+        finally:
+            if self._guard is not None:
+                self._guard.dismiss()
 
     def _start(self, ready_file: Path) -> None:
         options = {**self.options, "ready_file": ready_file}
@@ -119,6 +126,7 @@ class ServerProcess:
             self._process = subprocess.Popen(  # noqa: S603  # our own module, the user's options
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self._guard = Guard(self._process.pid)
 
     def _wait_ready(self, ready_file: Path, deadline: float) -> None:
         while not ready_file.exists():

@@ -150,6 +150,25 @@ def test_what_else_is_in_the_environment_is_no_option() -> None:
     assert parsed(PORT="1", BERT_SERVING_COLOUR="red", BERT_SERVINGPORT="2") == ServerConfig()
 
 
+@pytest.mark.parametrize("name", [*VALUES, *FLAGS, "config"])
+def test_an_environment_variable_without_text_is_as_none(name: str, tmp_path: Path) -> None:
+    path = toml(tmp_path, "port = 1\nnormalize = true")
+    file = {"BERT_SERVING_CONFIG": path} if name != "config" else {}
+    assert parsed(**file, **{f"BERT_SERVING_{name.upper()}": ""}) == parsed(**file)
+
+
+@pytest.mark.parametrize("name", ["port", "backend_port", "legacy_port", "http_port"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_what_kubernetes_says_of_a_service_is_no_port(name: str, protocol: str) -> None:
+    link = f"{protocol}://10.0.0.1:5555"
+    environment = {
+        f"BERT_SERVING_{name.upper()}": link,
+        f"BERT_SERVING_{name.upper()}_5555_TCP": link,
+        "BERT_SERVING_SERVICE_HOST": "10.0.0.1",
+    }
+    assert parsed(**environment) == ServerConfig()
+
+
 def test_max_seq_len_none_is_the_models_own() -> None:
     assert parsed("-max_seq_len", "NONE").max_seq_len is None
     assert parsed("-max_seq_len", "none").max_seq_len is None
@@ -236,6 +255,16 @@ def test_a_file_that_is_not_there_is_named(
     path = str(tmp_path / "none.toml")
     assert f"{path}: " in refused(capsys, "--config", path)
     assert f"{path}: " in refused(capsys, BERT_SERVING_CONFIG=path)
+
+
+def test_a_file_that_is_not_utf_8_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "server.toml"
+    path.write_bytes("port = 1  # für uns".encode("latin-1"))
+    message = refused(capsys, "--config", str(path))
+    assert f"{path}: " in message
+    assert "utf-8" in message
 
 
 @pytest.mark.parametrize("argv", [("-colour", "red"), ("stray",), ("-por", "1"), ("--fp",)])

@@ -2,7 +2,7 @@
 
 What is written once in `config` is read from four places: the command line wins over
 the environment (`BERT_SERVING_MODEL_DIR`), that over the file given with `--config`,
-and that over the default.
+and that over the default. An environment variable without text is as none.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ else:
 ENVIRONMENT_PREFIX = "BERT_SERVING_"
 TRUE_WORDS = {"1", "true", "yes", "on"}
 FALSE_WORDS = {"0", "false", "no", "off", ""}
+SERVICE_LINKS = ("tcp://", "udp://", "sctp://")
+"""How the value begins that Kubernetes gives BERT_SERVING_PORT beside a Service `bert-serving`."""
 
 DESCRIPTION = "Serve the embeddings of a BERT model over ZeroMQ."
 EPILOG = (
@@ -103,7 +105,7 @@ def to_config(
 
     """
     given = dict(vars(args))
-    file = given.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    file = given.pop("config", None) or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG") or None
     port_out = given.pop("port_out", None)
     settings = {**read_file(file), **read_environment(environment), **given}
     if port_out is not None:
@@ -125,8 +127,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     settings = {}
     for entry in option_fields():
         name = ENVIRONMENT_PREFIX + entry.name.upper()
-        if name in environment:
-            text = environment[name]
+        text = environment.get(name, "")
+        if text and not (name.endswith("_PORT") and text.startswith(SERVICE_LINKS)):
             value = text.replace(",", " ").split() if entry.metadata["many"] else text
             settings[entry.name] = _converted(entry, value, name)
     return settings
@@ -139,7 +141,7 @@ def read_file(path: str | None) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # no TOML, or not in UTF-8
         raise SettingError(f"{path}: {error}") from None
     known = {entry.name: entry for entry in option_fields()}
     settings = {}

@@ -234,6 +234,17 @@ def test_a_change_that_nobody_answers_ends_soon_and_says_what_to_do(start_server
     assert answers(server)
 
 
+def test_a_change_ends_soon_with_the_server_that_makes_it(start_server: Starter) -> None:
+    server = start_server()
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(admin, server, "reload", "-model_dir", f"fake:{DIM}?boot_s=60")
+        eventually(lambda: status_of(server)["change"])
+        os.kill(server.pid, signal.SIGKILL)
+        ended = ending.result(10 * SECOND)
+    assert ended.returncode == exit_codes.FAILED
+    assert f"the server with port {server.port} has ended meanwhile" in ended.stderr
+
+
 def test_a_server_can_be_ended_by_the_same_command(start_server: Starter) -> None:
     server = start_server()
     ended = admin(server, "terminate")

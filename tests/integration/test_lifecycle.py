@@ -408,6 +408,20 @@ def test_the_terminate_command_waits_no_longer_than_told(start_server: Starter) 
         assert f"process {server.pid}) is stopping, but has not ended within 500 ms" in ended.stderr
 
 
+def test_the_terminate_command_takes_a_killed_server_for_ended(start_server: Starter) -> None:
+    server = start_server()
+    with server.client(timeout=4_000) as client, ThreadPoolExecutor(2) as pool:
+        call = pool.submit(client.encode, "fake:hang")
+        eventually(lambda: server.status()["statistic"]["requests_in_hand"] == 1)
+        command = ("bert-serving-terminate", "-port", str(server.port))
+        ended = pool.submit(run_command, *command)
+        eventually(lambda: server.status()["state"] == "draining")
+        os.kill(server.pid, signal.SIGKILL)
+        assert ended.result(10 * SECOND).stdout == f"the server with port {server.port} has ended\n"
+        with pytest.raises((RequestTimeout, DeadlineExceeded)):
+            call.result()
+
+
 def test_the_terminate_command_finds_no_server_where_there_is_none(start_server: Starter) -> None:
     with sockets.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -422,7 +436,9 @@ def test_the_terminate_command_finds_no_server_where_there_is_none(start_server:
     assert f"port {server.port} does not answer" in ended.stderr
 
 
-@pytest.mark.parametrize("options", [("-ip", "192.0.2.1"), ("-port", "many"), ("-timeout", "x")])
+@pytest.mark.parametrize(
+    "options", [("-ip", "192.0.2.1"), ("-port", "many"), ("-timeout", "x"), ("-timeout", "-1")]
+)
 def test_the_terminate_command_refuses_what_it_cannot_do(options: tuple[str, str]) -> None:
     ended = run_command("bert-serving-terminate", *options)
     assert ended.returncode == exit_codes.USAGE

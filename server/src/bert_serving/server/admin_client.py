@@ -36,6 +36,10 @@ class AdminError(Exception):
     """The server has not done what it was asked for; the message says why."""
 
 
+class ServerEnded(AdminError):
+    """The server has ended while it was asked."""
+
+
 class Talk(Protocol):
     """A conversation with one server about one command."""
 
@@ -48,7 +52,13 @@ class Talk(Protocol):
         """Send the command."""
 
     def hear(self, timeout_s: float) -> tuple[str, Header]:
-        """Return the kind and header of the next answer; no kind if none comes in time."""
+        """Return the kind and header of the next answer; no kind if none comes in time.
+
+        Raises:
+            ServerEnded: a server of this user's is gone, and has left no answer.
+            AdminError: it refuses, or cannot be reached any more.
+
+        """
 
 
 @dataclass(frozen=True)
@@ -130,15 +140,24 @@ class _LocalTalk:
         if not control.socket_file(address).exists():
             raise AdminError(f"this user has no server with port {port} on this machine")
         self.silence = AdminError(f"the server with port {port} does not answer: it may be gone")
+        self._end = ServerEnded(
+            f"the server with port {port} has ended meanwhile, and the command with it"
+        )
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
+        self._lost = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._poller = zmq.Poller()
+        for socket in (self._socket, self._lost):
+            self._poller.register(socket, zmq.POLLIN)
         self._socket.connect(address)
 
     def __enter__(self) -> _LocalTalk:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._socket.disable_monitor()
+        self._lost.close(linger=0)
         self._socket.close()
         self._context.term()
 
@@ -146,7 +165,11 @@ class _LocalTalk:
         self._socket.send_multipart(message(kind, **fields))
 
     def hear(self, timeout_s: float) -> tuple[str, Header]:
-        if not self._socket.poll(int(timeout_s * 1000)):
+        self._poller.poll(int(max(timeout_s, 0.0) * 1000))
+        is_lost = self._lost.poll(0)  # asked first: what was said before has then arrived
+        if not self._socket.poll(0):
+            if is_lost:
+                raise self._end
             return "", {}
         try:
             kind, header, _ = read_message(self._socket.recv_multipart())

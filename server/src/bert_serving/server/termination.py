@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .admin_client import ANSWER_TIMEOUT_S, AdminError, Server
+from .admin_client import ANSWER_TIMEOUT_S, AdminError, Server, ServerEnded
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -38,6 +38,8 @@ def terminate(server: Server, timeout_s: float) -> None:
             if answered != "terminating":
                 raise talk.silence
             answered, _ = talk.hear(max(deadline - time.monotonic(), 0.0))
+    except ServerEnded:
+        return
     except AdminError as error:
         raise TerminationError(str(error)) from None
     if answered != "terminated":

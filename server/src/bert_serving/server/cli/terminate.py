@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from bert_serving.server.cli.addressing import add_server_options, chosen_server
 from bert_serving.server.control import ControlError
 from bert_serving.server.termination import TerminationError, terminate
 from bert_serving.server.version import __version__
+
+LONGEST_MS = 1_000_000_000
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -26,7 +29,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-timeout",
         "--timeout",
-        type=int,
+        type=_milliseconds,
         default=60_000,
         metavar="MS",
         help="how long to wait for its end (default: 60000)",
@@ -46,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_codes.FAILED
     print(f"the server with port {args.port} has ended")
     return exit_codes.OK
+
+
+def _milliseconds(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if 0 < int(text) < LONGEST_MS:
+            return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: expected milliseconds, at least 1 and below {LONGEST_MS}"
+    )
 
 
 if __name__ == "__main__":

@@ -133,6 +133,18 @@ def test_a_port_that_is_taken_names_who_has_it() -> None:
     assert f"process {os.getpid()}" in seen
 
 
+def test_every_port_that_is_named_is_looked_at_and_none_may_be_two() -> None:
+    with sockets.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = ServerConfig(port=0, backend_port=port, legacy_port=port - 1)
+        levels = {found.subject: found.level for found in make("ports", Settings(config))}
+    assert levels[f"backend_port {port}"] == levels[f"legacy_port_out {port}"] == "problem"
+    assert levels["ports"] == "problem"
+    (last, whole) = make("ports", Settings(ServerConfig(port=0, legacy_port=65535)))
+    assert last.subject == "legacy_port 65535"
+    assert whole.seen == "-legacy_port_out 65536 is above 65535"
+
+
 def test_nothing_at_a_port_is_a_problem() -> None:
     with sockets.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]

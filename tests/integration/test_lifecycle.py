@@ -137,6 +137,8 @@ def test_two_servers_live_side_by_side(start_server: Starter) -> None:
         (["-host", "no host", "-allow_insecure"], "cannot listen on no host"),
         (["-device_map", "0", "-cpu"], "-cpu"),
         (["-pooling_layer", "-1", "99"], "99"),
+        (["-legacy_port", "65535"], "-legacy_port_out 65536 is above 65535"),
+        (["-legacy_port", "7", "-legacy_port_out", "7"], "-legacy_port_out are both 7: give each"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

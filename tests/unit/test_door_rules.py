@@ -22,6 +22,7 @@ from bert_serving.server.doors.keyring import Keyring
 from bert_serving.server.doors.refusals import MAX_LINES, OTHERS, QUIET_S, Refusals
 from bert_serving.server.doors.zap import ZapRequest
 from bert_serving.server.exposure import ExposureError, check_exposure, is_loopback
+from bert_serving.server.preflight import StartError, check
 from bert_serving.server.remote_workers import difference
 
 KEYS = {"server_key": "/k/server.key_secret", "client_keys": "/k/clients"}
@@ -78,6 +79,14 @@ def test_one_of_the_two_keys_alone_is_refused_everywhere(one: str) -> None:
 def test_workers_have_no_way_in_without_keys(given: dict[str, Any]) -> None:
     with pytest.raises(ExposureError, match="bert-serving-keygen"):
         check_exposure(ServerConfig(**given, allow_insecure=True))
+
+
+def test_a_folder_of_keys_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    files = pair_files("server", tmp_path, tmp_path)
+    write_pair("server", files)
+    config = ServerConfig(port=0, server_key=str(files.secret), client_keys="/" + "k" * 300)
+    with pytest.raises(StartError, match=r"-client_keys /k+ cannot be looked at: File name too"):
+        check(config)
 
 
 def test_workers_with_keys_do_not_open_the_native_port() -> None:

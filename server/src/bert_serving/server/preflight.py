@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 from bert_serving.client.keys import KeyFileError, read_secret
@@ -11,6 +13,7 @@ from . import control, ready
 from .config import ServerConfig, option_fields
 from .devices import PlacementError, place_workers
 from .exposure import ExposureError, check_exposure
+from .listening_ports import ADVICE, bind_error, contradiction, listening_ports
 
 log = logging.getLogger("bert_serving.supervisor")
 
@@ -29,7 +32,7 @@ def check(config: ServerConfig) -> None:
     """Refuse what cannot be served or is not meant, and log what does nothing or is dangerous.
 
     Raises:
-        StartError: options contradict each other, or a port would be open to others.
+        StartError: options contradict each other, or a port is taken or would be open to others.
         PlacementError: the devices asked for are not there.
 
     """
@@ -44,6 +47,20 @@ def check(config: ServerConfig) -> None:
         )
     _check_doors(config)
     place_workers(config)
+    _check_ports(config)
+
+
+def _check_ports(config: ServerConfig) -> None:
+    """Refuse ports that cannot be had; what else is wrong with the host, the broker says."""
+    ports = listening_ports(config)
+    if (why := contradiction(ports)) is not None:
+        raise StartError(f"{why}: {ADVICE}")
+    for option, port in ports.items():
+        error = bind_error(config.host, port)
+        if error in (errno.EADDRINUSE, errno.EACCES):
+            raise StartError(
+                f"cannot listen on {config.host}, -{option} {port}: {os.strerror(error)}"
+            )
 
 
 def _check_doors(config: ServerConfig) -> None:
@@ -58,7 +75,16 @@ def _check_doors(config: ServerConfig) -> None:
         raise StartError(f"-server_key: {error}") from None
     for name in _KEY_FOLDERS:
         folder = getattr(config, name)
-        if folder is not None and not Path(folder).is_dir():
-            raise StartError(f"-{name} {folder} is no folder")
+        if folder is not None:
+            _check_folder(name, folder)
     for warning in warnings:
         log.warning("%s", warning)
+
+
+def _check_folder(option: str, folder: str) -> None:
+    try:
+        is_folder = Path(folder).is_dir()
+    except OSError as error:
+        raise StartError(f"-{option} {folder} cannot be looked at: {error.strerror}") from None
+    if not is_folder:
+        raise StartError(f"-{option} {folder} is no folder")

@@ -11,6 +11,7 @@ from bert_serving.client.view import View
 from .config import ServerConfig, public_settings
 from .control import Addresses
 from .devices import Placement
+from .listening_ports import legacy_port_out
 from .model.loading import ReplicaConfig
 from .scheduling.events import SchedulerLimits
 
@@ -263,13 +264,10 @@ def legacy_config(
         native: the address that the broker listens on for clients.
 
     """
-    port_out = config.legacy_port_out
-    if port_out is None:
-        port_out = port + 1 if port else 0
     return LegacyConfig(
         host=config.host,
         port=port,
-        port_out=port_out,
+        port_out=legacy_port_out(config),
         broker=addresses.frontend,
         native_port=port_of(native),
         supervisor=addresses.supervisor,

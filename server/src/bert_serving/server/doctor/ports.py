@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket as sockets
 from pathlib import Path
 
 from bert_serving.server.config import ServerConfig
+from bert_serving.server.listening_ports import (
+    ADVICE,
+    HIGHEST,
+    bind_error,
+    contradiction,
+    listening_ports,
+)
 
 from .finding import Finding, ok, problem
 
@@ -15,15 +21,15 @@ LISTENING = "0A"
 
 
 def look_at_ports(config: ServerConfig) -> list[Finding]:
-    """Check every port that the options name."""
-    named = {"port": config.port, "legacy_port": config.legacy_port}
-    if config.legacy_port:
-        named["legacy_port_out"] = config.legacy_port_out or config.legacy_port + 1
-    return [
+    """Check every port that the options name, and whether they go together."""
+    named = listening_ports(config)
+    found = [
         judge_port(name, config.host, port, bind_error(config.host, port), holder(port))
         for name, port in named.items()
-        if port
+        if port <= HIGHEST
     ]
+    why = contradiction(named)
+    return found if why is None else [*found, problem("ports", why, ADVICE)]
 
 
 def judge_port(option: str, host: str, port: int, error: int | None, held_by: str) -> Finding:
@@ -47,19 +53,6 @@ def judge_port(option: str, host: str, port: int, error: int | None, held_by: st
         return problem(subject, "not allowed to this user", "give a port above 1023")
     reason = errno.errorcode.get(error, str(error))
     return problem(subject, f"{host} cannot be listened on: {reason}", "give another -host")
-
-
-def bind_error(host: str, port: int) -> int | None:
-    """Return what comes of an attempt to listen."""
-    family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
-    with sockets.socket(family, sockets.SOCK_STREAM) as socket:
-        socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_REUSEADDR, 1)  # as libzmq does
-        try:
-            socket.bind((host, port))
-            socket.listen()
-        except OSError as error:  # a name that is none has numbers of its own
-            return error.errno if error.errno and error.errno > 0 else errno.EADDRNOTAVAIL
-    return None
 
 
 def holder(port: int) -> str:

@@ -99,6 +99,16 @@ def test_the_ready_file_is_never_seen_half_written_or_stale(run_folder: Path) ->
         server.stop()
 
 
+def test_the_ready_file_goes_with_its_server(start_server: Starter) -> None:
+    server = start_server()
+    second = start_server(port=server.port, ready_file=server.ready_file, wait=False)
+    assert second.wait(BOOT_S) == exit_codes.BOOT_FAILED
+    assert json.loads(server.ready_file.read_text())["pid"] == server.pid
+    server.terminate()
+    assert server.wait() == exit_codes.OK
+    assert not server.ready_file.exists()
+
+
 def test_while_the_model_loads_clients_can_connect_and_wait(start_server: Starter) -> None:
     server = start_server("-model_dir", "fake:384?boot_s=2.5", wait=False)
     server.wait_bound()

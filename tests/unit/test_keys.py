@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from full_disk import full_disk
 
 from bert_serving.client.keys import (
     Certificate,
@@ -69,6 +70,14 @@ def test_no_file_is_replaced(pair: Pair) -> None:
         write_pair("one", pair)
     assert not pair.secret.exists()
     assert pair.public.read_bytes() == before[1]
+
+
+def test_nothing_is_left_where_there_is_no_room(tmp_path: Path) -> None:
+    files = pair_files("one", tmp_path, tmp_path / "public")
+    with full_disk(), pytest.raises(CertificateError, match=f"{tmp_path} cannot be written"):
+        write_pair("one", files)
+    write_pair("one", files)
+    assert read_secret(files.secret)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-rf", "a b", "x" * 65])

@@ -72,5 +72,10 @@ def write_pair(name: str, files: Pair) -> None:
 
 def _write(file: Path, text: str, *, mode: int) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError:
+        with contextlib.suppress(OSError):  # what is not whole would be in the next one's way
+            file.unlink()
+        raise

@@ -286,7 +286,10 @@ class ServerConfig:
         None, "network", "not served by this version yet", parse=_port, metavar="PORT"
     )
     ready_file: str | None = option(
-        None, "network", "write addresses there, as JSON, when everything answers", metavar="PATH"
+        None,
+        "network",
+        "write addresses there, as JSON, from when all answers to the end",
+        metavar="PATH",
     )
 
     server_key: str | None = option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,35 @@ def announce(addresses: dict[str, Any], file: str | None) -> None:
 
 
 def remove_stale(file: str | None) -> None:
-    """Remove what an earlier server wrote, so that it is not taken for this one's."""
+    """Remove what an earlier server wrote, so that it is not taken for this one's.
+
+    Raises:
+        ReadyFileError: it cannot be removed, or no server wrote it: a folder, a link, a device.
+
+    """
+    if file is None:
+        return
+    path = Path(file)
+    try:
+        is_plain = stat.S_ISREG(path.lstat().st_mode)
+        if is_plain:
+            path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if not is_plain:
+        raise ReadyFileError(
+            f"-ready_file {path} is there and no plain file: give another path, or remove it"
+        )
+
+
+def withdraw(file: str | None) -> None:
+    """Remove the file if it is this process's own: it answers no more."""
     if file is not None:
-        try:
-            Path(file).unlink(missing_ok=True)
-        except OSError as error:
-            raise _unwritable(Path(file), error) from None
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if json.loads(Path(file).read_bytes())["pid"] == os.getpid():
+                Path(file).unlink()
 
 
 def _word(value: Any) -> str:
@@ -42,6 +67,8 @@ def _write_atomically(path: Path, text: str) -> None:
         partial.write_text(text)
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise _unwritable(path, error) from None
 
 

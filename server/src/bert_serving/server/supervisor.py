@@ -112,6 +112,7 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._drain.end_children()
+        ready.withdraw(self._config.ready_file)
         for answer in self._terminators:
             answer("terminated")
         self._control.close()

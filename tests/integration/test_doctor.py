@@ -185,6 +185,17 @@ def test_a_control_folder_that_others_may_enter_is_a_problem(
     assert "nobody else may enter" in finding.seen
 
 
+def test_a_control_folder_with_a_name_too_long_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    (finding,) = make("control folder", Settings(ServerConfig()))
+    assert finding.level == "problem"
+    assert "too long for the path of a socket" in finding.seen
+
+
 def test_a_wrong_option_ends_with_a_usage_message() -> None:
     assert run_doctor("-port", "many").returncode == 2
 

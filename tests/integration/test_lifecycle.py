@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from server_process import BOOT_S, COMMANDS, SECOND, ServerProcess, Starter, eventually
 
 from bert_serving.client import BertClient
@@ -29,6 +30,7 @@ from bert_serving.client.errors import (
 )
 from bert_serving.server import control, exit_codes
 from bert_serving.server.config import option_fields
+from bert_serving.server.control import ControlError, ControlSocket
 from bert_serving.server.model.fake import fake_embedding
 
 DIM = 384
@@ -185,6 +187,44 @@ def test_a_second_server_on_a_port_leaves_the_first_one_alone(start_server: Star
     with first.client() as client:
         assert answers(client)
     assert run_command("bert-serving-terminate", "-port", str(first.port)).returncode == 0
+
+
+def test_a_port_is_one_servers_even_where_hosts_differ(start_server: Starter) -> None:
+    first = start_server()
+    second = start_server("-host", "127.0.0.2", port=first.port, wait=False)
+    assert_failed_to_start(second, "give another -port, or end it")
+    ended = run_command("bert-serving-terminate", "-port", str(first.port))
+    assert (ended.returncode, ended.stderr) == (exit_codes.OK, "")
+
+
+def test_an_address_is_not_taken_from_who_listens_there(tmp_path: Path) -> None:
+    file = tmp_path / "port-1.control"
+    with zmq.Context() as context:
+        first, second = ControlSocket(context), ControlSocket(context)
+        first.bind(f"ipc://{file}")
+        with pytest.raises(ControlError, match=f"{file} is in use"):
+            second.bind(f"ipc://{file}")
+        second.close()
+        assert file.exists()
+        first.close()
+    assert not file.exists()
+
+
+def test_a_control_file_that_was_left_behind_is_in_nobodys_way(start_server: Starter) -> None:
+    killed = start_server()
+    killed.process.kill()
+    eventually(lambda: not killed.processes())
+    server = start_server(port=killed.port)
+    assert run_command("bert-serving-terminate", "-port", str(server.port)).returncode == 0
+
+
+def test_a_folder_whose_name_is_too_long_for_sockets_is_named(
+    start_server: Starter, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    server = start_server(environment={"XDG_RUNTIME_DIR": str(folder)}, wait=False)
+    assert_failed_to_start(server, f"{folder}/bert-serving-{os.getuid()}: too long for the path")
 
 
 def test_a_ready_file_that_cannot_be_written_is_named(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket as sockets
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .worker_protocol import message, read_message
 log = logging.getLogger("bert_serving.supervisor")
 
 FLUSH_MS = 1_000
+LOOK_S = 1.0
+LONGEST_NAME = "1234567-123456.frontend"  # of a socket here
+LONGEST_PATH = 107  # of any socket
 
 
 class ControlError(Exception):
@@ -55,7 +59,7 @@ def control_folder() -> Path:
     """Return this user's folder for sockets, made if need be.
 
     Raises:
-        ControlError: it belongs to somebody else, or others may enter it.
+        ControlError: it belongs to somebody else, others may enter it, or its path is too long.
 
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -74,7 +78,17 @@ def control_folder() -> Path:
             f"{folder} must be a folder of this user's that nobody else may enter: "
             "remove it, or set XDG_RUNTIME_DIR to a folder of your own"
         )
+    if is_too_long(folder):
+        raise ControlError(
+            f"{folder}: too long for the path of a socket, which has at most {LONGEST_PATH} bytes: "
+            "set XDG_RUNTIME_DIR to a folder of your own, with a short name"
+        )
     return folder
+
+
+def is_too_long(folder: Path) -> bool:
+    """Whether a socket in a folder would have a path that the system does not take."""
+    return len(os.fsencode(folder / LONGEST_NAME)) > LONGEST_PATH
 
 
 def addresses(pid: int) -> Addresses:
@@ -96,6 +110,27 @@ def socket_file(address: str) -> Path:
     return Path(address.removeprefix("ipc://"))
 
 
+def check_free(address: str) -> None:
+    """Refuse an address at which a process listens; a file that was left behind is none.
+
+    Raises:
+        ControlError: another server of this user has the port, on another host or until its end.
+
+    """
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as socket:
+        socket.settimeout(LOOK_S)
+        try:
+            socket.connect(str(socket_file(address)))
+        except TimeoutError:  # it is there, and does not get round to it
+            pass
+        except OSError:
+            return
+    raise ControlError(
+        f"{socket_file(address)} is in use: a server of this user has this port already, on "
+        "another -host or as it is about to end: give another -port, or end it"
+    )
+
+
 class ControlSocket:
     """The supervisor's socket: a ROUTER at one address for its children, one for commands."""
 
@@ -104,7 +139,13 @@ class ControlSocket:
         self._files: list[Path] = []
 
     def bind(self, address: str) -> None:
-        """Listen at an address as well; its file goes when the socket is closed."""
+        """Listen at an address as well; its file goes when the socket is closed.
+
+        Raises:
+            ControlError: another server has it.
+
+        """
+        check_free(address)  # ZeroMQ would take its file away
         self._socket.bind(address)
         self._files.append(socket_file(address))
 

@@ -34,6 +34,7 @@ def check(config: ServerConfig) -> None:
     Raises:
         StartError: options contradict each other, or a port is taken or would be open to others.
         PlacementError: the devices asked for are not there.
+        ControlError: another server of this user has the port, or there is no place for sockets.
 
     """
     for entry in option_fields():
@@ -61,6 +62,8 @@ def _check_ports(config: ServerConfig) -> None:
             raise StartError(
                 f"cannot listen on {config.host}, -{option} {port}: {os.strerror(error)}"
             )
+    if config.port:
+        control.check_free(control.port_address(config.port))
 
 
 def _check_doors(config: ServerConfig) -> None:

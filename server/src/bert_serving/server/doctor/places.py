@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from bert_serving.server.control import ControlError, control_folder
+from bert_serving.server.control import ControlError, control_folder, is_too_long
 from bert_serving.server.model.cache import cache_folder
 
 from .finding import Finding, ok, problem, warning
 
-LONGEST_SOCKET_PATH = 107
-SOCKET_NAME = "1234567.control"
 LOW_BYTES = 1 << 30
+SHORT_FOLDER = "set XDG_RUNTIME_DIR to a folder of your own, with a short name"
 
 
 def look_at_control_folder() -> list[Finding]:
@@ -22,17 +20,17 @@ def look_at_control_folder() -> list[Finding]:
     try:
         folder = control_folder()
     except ControlError as error:
-        return [problem("control folder", str(error), "see what is there, and who owns it")]
+        return [problem("control folder", str(error), SHORT_FOLDER)]
     return [judge_control_folder(folder, is_writable(folder))]
 
 
 def judge_control_folder(folder: Path, writable: bool) -> Finding:
     """Return whether sockets can be made in a folder."""
-    advice = "set XDG_RUNTIME_DIR to a folder of your own, with a short name"
-    if len(os.fsencode(folder / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
-        return problem("control folder", f"{folder}: too long for the path of a socket", advice)
+    if is_too_long(folder):
+        seen = f"{folder}: too long for the path of a socket"
+        return problem("control folder", seen, SHORT_FOLDER)
     if not writable:
-        return problem("control folder", f"{folder}: nothing can be written there", advice)
+        return problem("control folder", f"{folder}: nothing can be written there", SHORT_FOLDER)
     return ok("control folder", f"{folder}, private")
 
 

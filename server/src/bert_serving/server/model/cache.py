@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
 import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,28 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return the folder; it may not be there yet. `XDG_CACHE_HOME` moves it."""
+    """Return the folder; it may not be there yet. `XDG_CACHE_HOME` moves it.
+
+    A user without a home, as containers have it, gets one among the temporary files.
+    """
     cache = os.environ.get("XDG_CACHE_HOME")
-    return Path(cache or "~/.cache").expanduser() / "bert-serving"
+    try:
+        return Path(cache or "~/.cache").expanduser() / "bert-serving"
+    except RuntimeError:
+        return _temporary_folder()
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    """Return a folder of this user's that nobody else may enter: models are loaded from it."""
+    folder = Path(tempfile.gettempdir()) / f"bert-serving-cache-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+        if private and status.st_uid == os.getuid():
+            return folder
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
 
 
 def digest(content: object) -> str:

@@ -91,12 +91,23 @@ def test_several_workers_share_one_gpu_and_the_cores(monkeypatch: pytest.MonkeyP
     assert [placement.cores for placement in placed(num_worker=2)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
-@pytest.mark.parametrize("names", ["", "-1", " "])
+@pytest.mark.parametrize("names", ["", "-1", " ", "NoDevFiles", "none", "-1,0", "void,0"])
 def test_no_gpu_is_visible_where_the_environment_hides_them(
     monkeypatch: pytest.MonkeyPatch, names: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     assert visible_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [("0", 1), (" 3 , 5 ", 2), ("GPU-8932f937,MIG-GPU-8932f937/1/2", 2), ("1,-1,2", 1), ("0,", 1)],
+)
+def test_gpus_are_visible_up_to_the_first_word_that_names_none(
+    monkeypatch: pytest.MonkeyPatch, names: str, number: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert len(visible_gpus()) == number
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import platform
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from .cgroups import Cgroups
 from .config import ServerConfig
+
+_GPU_NAME = re.compile(r"\d+|(GPU|MIG)-.+")
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,14 @@ def is_for_cpu(config: ServerConfig) -> bool:
 
 
 def visible_gpus() -> list[int]:
-    """Return the numbers of the GPUs this process may use, without loading torch or CUDA."""
+    """Return the numbers of the GPUs this process may use, without loading torch or CUDA.
+
+    In CUDA_VISIBLE_DEVICES, CUDA passes over what follows the first word that names no GPU.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return list(
-            range(len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-        )
+        names = takewhile(_GPU_NAME.fullmatch, map(str.strip, visible.split(",")))
+        return list(range(len(list(names))))
     return list(range(len(glob.glob("/dev/nvidia[0-9]*"))))  # noqa: PTH207  # no folder to be in
 
 

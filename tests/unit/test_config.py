@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from bert_serving.client.view import View
+from bert_serving.server.certificates import pair_files, write_pair
+from bert_serving.server.cli import worker
 from bert_serving.server.cli.options import get_args_parser, parse_args
 from bert_serving.server.config import ServerConfig, option_fields
 from bert_serving.server.model.loading import ReplicaConfig
@@ -310,6 +312,19 @@ def test_the_help_text_names_every_option_and_its_default() -> None:
         assert f"-{entry.name}" in text
         assert f"--{entry.name.replace('_', '-')}" in text
     assert "(default: 5555)" in " ".join(text.split())
+
+
+def test_a_worker_elsewhere_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    text = worker.get_parser().format_help()
+    assert "-device_map" in text
+    assert "-num_worker" not in text
+    files = pair_files("w", tmp_path, tmp_path)
+    write_pair("w", files)
+    keys = ("-server_key", str(files.public), "-worker_cert", str(files.secret))
+    with pytest.raises(SystemExit) as ended:
+        worker.main(["-server", "tcp://h:1", *keys, "-device_map", "0", "1"])
+    assert ended.value.code == 2
+    assert "-device_map 0 1: this is one worker, with one GPU" in capsys.readouterr().err
 
 
 def test_the_default_view_is_what_the_options_say() -> None:

@@ -72,13 +72,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, titles: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    titles: Sequence[str] | None = None,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Give a parser the options of these groups, by default all; returns the groups by title."""
     groups: dict[str, Any] = {}
     for entry in option_fields():
         title = entry.metadata["group"]
-        if titles is None or title in titles:
+        if (titles is None or title in titles) and entry.name not in left_out:
             group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
             _add_option(group, entry)
     return groups

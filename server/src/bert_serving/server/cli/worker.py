@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file with this worker's own secret key (bert-serving-keygen worker)",
     )
-    add_options(parser, GROUPS)
+    add_options(parser, GROUPS, left_out=["num_worker"])
     return parser
 
 
@@ -93,6 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(config: ServerConfig, server: str, remote: RemoteConfig) -> WorkerConfig:
     if not server.startswith("tcp://"):
         raise SettingError(f"-server {server}: expected tcp://HOST:PORT")
+    if len(config.device_map) > 1:
+        raise SettingError(
+            f"-device_map {' '.join(map(str, config.device_map))}: this is one worker, with one "
+            "GPU: start another for each"
+        )
     placement = place_workers(replace(config, num_worker=1))[0]
     number = FIRST_NUMBER + secrets.randbelow(1_000_000)
     told = worker_config(config, NOWHERE, number, placement)

@@ -571,6 +571,38 @@ def test_help_names_every_option_in_both_spellings() -> None:
     assert all(option in shown.stdout for option in ("-ip", "-port", "-timeout"))
 
 
+def printed_to_nobody(*command: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command into a pipe that nobody reads, as after `| head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [COMMANDS / command[0], *command[1:]],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=30 * SECOND,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("command", ["bert-serving-start", "bert-serving-doctor"])
+def test_help_can_be_printed_in_any_encoding_and_to_nobody(command: str) -> None:
+    shown = run_command(command, "-h", PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (exit_codes.OK, "")
+    assert printed_to_nobody(command, "-h").stderr == b""
+
+
+def test_what_a_command_did_can_be_said_in_any_encoding_and_to_nobody(tmp_path: Path) -> None:
+    command = ("bert-serving-keygen", "client", "-dir", str(tmp_path))
+    made = run_command(*command, PYTHONIOENCODING="ascii")
+    assert (made.returncode, made.stderr) == (exit_codes.OK, "")
+    assert "BertClient(ip=?" in made.stdout
+    unread = printed_to_nobody(*command[:2], "another", *command[2:])
+    assert (unread.returncode, unread.stderr) == (exit_codes.FAILED, b"")
+
+
 @pytest.mark.parametrize("command", ["bert-serving-start", "bert-serving-terminate"])
 def test_a_command_tells_its_version(command: str) -> None:
     for spelling in ("-version", "--version"):

@@ -12,6 +12,7 @@ from typing import Any
 from bert_serving.server import exit_codes
 from bert_serving.server.admin_client import AdminError, Server, ask_status, change_workers
 from bert_serving.server.cli.addressing import add_server_options, chosen_server
+from bert_serving.server.cli.output import printing
 from bert_serving.server.control import ControlError
 from bert_serving.server.termination import TerminationError, terminate
 from bert_serving.server.version import __version__
@@ -57,6 +58,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Ask a server for something; returns the exit status."""
     parser = get_parser()

@@ -41,6 +41,7 @@ from bert_serving.server.cli.options import (
     get_args_parser,
     to_config,
 )
+from bert_serving.server.cli.output import printing
 from bert_serving.server.config import ServerConfig, option_fields
 
 DESCRIPTION = (
@@ -60,6 +61,7 @@ OWN = (
 )
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiments; returns the exit status."""
     parser = get_benchmark_parser()

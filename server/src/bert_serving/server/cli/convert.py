@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_serving.server import exit_codes
+from bert_serving.server.cli.output import printing
 from bert_serving.server.model.google_checkpoint import (
     CKPT_NAME,
     CONFIG_NAME,
@@ -30,6 +31,7 @@ EPILOG = (
 )
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert a checkpoint; returns the exit status."""
     parser = _parser()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bert_serving.server import exit_codes
 from bert_serving.server.cli.options import SettingError, get_args_parser, to_config
+from bert_serving.server.cli.output import printing
 from bert_serving.server.config import ServerConfig
 from bert_serving.server.control import ControlError, port_address, socket_file
 from bert_serving.server.doctor import report
@@ -45,6 +46,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the checks and tell what they have found; returns the exit status."""
     parser = get_parser()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bert_serving.server import exit_codes
 from bert_serving.server.certificates import CertificateError, Pair, pair_files, write_pair
+from bert_serving.server.cli.output import printing
 from bert_serving.server.version import __version__
 
 FOLDERS = {"client": "clients", "worker": "workers", "admin": "admins"}
@@ -74,6 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a key pair and say what to do with it; returns the exit status."""
     args = get_parser().parse_args(argv)

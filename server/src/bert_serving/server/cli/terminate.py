@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bert_serving.server import exit_codes
 from bert_serving.server.cli.addressing import add_server_options, chosen_server
+from bert_serving.server.cli.output import printing
 from bert_serving.server.control import ControlError
 from bert_serving.server.termination import TerminationError, terminate
 from bert_serving.server.version import __version__
@@ -37,6 +38,7 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell a server to stop and wait until it has; returns the exit status."""
     parser = get_parser()

@@ -24,6 +24,7 @@ from bert_serving.server.cli.options import (
     add_options,
     to_config,
 )
+from bert_serving.server.cli.output import printing
 from bert_serving.server.config import ServerConfig
 from bert_serving.server.control import NOWHERE
 from bert_serving.server.devices import PlacementError, place_workers
@@ -75,7 +76,8 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Keep a worker running until told to stop; returns the exit status."""
     parser = get_parser()
-    args = parser.parse_args(argv)
+    with printing():  # the help
+        args = parser.parse_args(argv)
     remote = RemoteConfig(server_key=args.server_key, worker_cert=args.worker_cert)
     server = args.server
     for name in ("server", "server_key", "worker_cert"):

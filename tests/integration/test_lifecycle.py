@@ -34,6 +34,18 @@ from bert_serving.server.control import ControlError, ControlSocket
 from bert_serving.server.model.fake import fake_embedding
 
 DIM = 384
+NO_MORE_PROCESSES = """
+import errno, os, subprocess
+start, begun = subprocess.Popen.__init__, []
+
+def limited(self, *args, **options):
+    begun.append(self)
+    if len(begun) > 2:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    start(self, *args, **options)
+
+subprocess.Popen.__init__ = limited
+"""
 
 
 def answers(client: BertClient, text: str = "a text", dim: int = DIM) -> bool:
@@ -244,6 +256,15 @@ def test_a_worker_that_dies_while_it_first_loads_ends_the_server(start_server: S
         workers = eventually(lambda: client.server_status["workers"])
     os.kill(workers[0]["pid"], signal.SIGKILL)
     assert_failed_to_start(server, f"worker {workers[0]['id']} cannot start: was ended by SIGKILL")
+
+
+def test_a_system_without_another_process_to_give_is_named(
+    start_server: Starter, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_MORE_PROCESSES)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    server = start_server("-num_worker", "2", environment={"PYTHONPATH": path}, wait=False)
+    assert_failed_to_start(server, "a process cannot be started: Resource temporarily unavailable")
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o707])

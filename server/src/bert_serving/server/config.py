@@ -7,10 +7,12 @@ The command line, the environment and the configuration file are read by what st
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
+from bert_serving.client.admin_messages import MAX_WORKERS
 from bert_serving.client.view import DEFAULT_VIEW, LAYER_REDUCTIONS, View
 
 Num = TypeVar("Num", int, float)
@@ -70,9 +72,11 @@ def _in(allowed: str, convert: Callable[[Any], Num], check: Callable[[Num], bool
     return parse
 
 
-def _number(least: int) -> Callable[[Any], int]:
+def _number(least: int, most: float = math.inf) -> Callable[[Any], int]:
     allowed = f"a whole number, at least {least}"
-    return _in(allowed, int, lambda number: number >= least)  # type: ignore[no-any-return]
+    if most < math.inf:
+        allowed += f" and at most {most}"
+    return _in(allowed, int, lambda number: least <= number <= most)  # type: ignore[no-any-return]
 
 
 _layer = _in("a whole number", int, lambda _: True)
@@ -200,7 +204,7 @@ class ServerConfig:
         None,
         "devices",
         "worker processes; default: one a visible GPU; on a CPU, measured at the first start",
-        parse=_number(1),
+        parse=_number(1, MAX_WORKERS),
         metavar="N",
     )
     cpu: bool = option(False, "devices", "compute on the CPU even where there is a GPU")

@@ -124,9 +124,18 @@ class Supervisor:
         """Start the broker, then the others; they get ready in their own time.
 
         Raises:
-            StartError: the port is taken.
+            StartError: the port is taken, or the system has no more processes to give.
 
         """
+        try:
+            self._start_children()
+        except OSError as error:
+            raise StartError(
+                f"a process cannot be started: {error.strerror}: raise this user's limits "
+                "(ulimit -a), or give a smaller -num_worker"
+            ) from None
+
+    def _start_children(self) -> None:
         placements = place_workers(self._config)
         self._control.bind(self._addresses.supervisor)
         self._start_broker(len(placements))

@@ -35,7 +35,7 @@ from bert_serving.client.fleet import Fleet
 from bert_serving.client.frames import encode_message
 from bert_serving.client.group_messages import BroadcastPart, Membership
 from bert_serving.client.messages import GroupPart
-from bert_serving.client.presence import LOST_S, PROBE_S
+from bert_serving.client.presence import LOST_S, PROBE_S, RECHECK_S
 from bert_serving.client.protocol import ErrorAnswer, Limits, Result, Status, ViewArray, Welcome
 from bert_serving.client.rows import unpack_rows
 from bert_serving.client.session import MEMBERSHIP_INTERVAL_S
@@ -627,6 +627,65 @@ def test_what_was_open_on_a_lost_connection_is_sent_again_under_new_ids() -> Non
     fleet.receive(0, answer(again), 1.2)
     fleet.receive(0, answer(again), 1.3)
     assert vectors(call).tolist() == [value_of(text) for text in "abc"]
+
+
+def hellos_of_a_busy_client(fleet: Fleet, until: float) -> list[float]:
+    """Send a call after another, each answered soon; returns when hellos went out."""
+    found, now = [], 0.0
+    while now < until:
+        fleet.submit(a_call(["quick"]), now)
+        for message in sent(fleet, now, with_hellos=True):
+            if message["type"] == "hello":
+                found.append(now)
+            elif message["type"] == "encode" and message["texts"] == ["quick"]:
+                fleet.receive(0, answer(message), now + 0.05)
+        now = round(now + 0.1, 1)
+        fleet.advance(now)
+    return found
+
+
+def test_what_was_lost_is_noticed_while_the_server_answers_what_came_later() -> None:
+    fleet, call = connected(max_rows=1, window=9), a_call(["lost"])
+    fleet.submit(call, 0.0)
+    assert [message["texts"] for message in sent(fleet)] == [["lost"]]
+    (asked_at,) = hellos_of_a_busy_client(fleet, RECHECK_S + 0.1)
+    assert asked_at == RECHECK_S
+    fleet.receive(0, welcome_on("second"), 2.1)
+    _, again = sent(fleet, RECHECK_S + 0.1)
+    fleet.receive(0, answer(again), 2.2)
+    assert vectors(call).tolist() == [value_of("lost")]
+
+
+def test_what_is_slow_is_not_sent_again_while_the_server_answers_what_came_later() -> None:
+    fleet, call = connected(max_rows=1, window=9), a_call(["slow"])
+    fleet.submit(call, 0.0)
+    (message,) = sent(fleet)
+    hellos_of_a_busy_client(fleet, RECHECK_S + 0.1)
+    fleet.receive(0, welcome_on("first"), 2.1)
+    assert sent(fleet, RECHECK_S + 0.1) == []
+    fleet.receive(0, answer(message), 2.2)
+    assert vectors(call).tolist() == [value_of("slow")]
+
+
+def test_asking_for_more_does_not_put_off_what_was_asked_before() -> None:
+    fleet = connected()
+    fleet.submit(a_call(["lost"]), 0.0)
+    hellos = 0
+    for tenth in range(25):
+        now = tenth / 10
+        fleet.request_status(StatusCall(TIMEOUT_S), now)
+        for message in sent(fleet, now, with_hellos=True):
+            hellos += message["type"] == "hello"
+            if message["type"] == "status":
+                fleet.receive(0, Status(message["id"], {}).to_frames(), now)
+    assert hellos == 1
+
+
+def test_a_busy_client_says_hello_now_and_then_only_while_something_is_open() -> None:
+    assert hellos_of_a_busy_client(connected(), 10.0) == []
+    fleet = connected(max_rows=1, window=9)
+    fleet.submit(a_call(["slow"]), 0.0)
+    assert len(hellos_of_a_busy_client(fleet, 9.0)) == 4
 
 
 def test_a_lost_server_gets_nothing_new_until_it_is_back() -> None:

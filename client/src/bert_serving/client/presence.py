@@ -2,7 +2,8 @@
 
 No I/O. A hello is what asks, as a broker answers it at once, whatever its workers do. This
 notices all ways to be gone alike, within `PROBE_S + LOST_S`: a connection that breaks, a
-network that is cut silently, a broker that hangs or is stopped.
+network that is cut silently, a broker that hangs or is stopped. One that goes on to answer is
+asked now and then as well: its connection may be another one, by which only what is new came.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 HELLO_INTERVAL_S = 0.5
 PROBE_S = 0.5  # silence before a server that owes an answer is asked whether it is there
 PROBE_INTERVAL_S = 1.0
+RECHECK_S = 2.0  # without a hello, while it owes an answer, however much it says
 MAX_INTERVAL_S = 2.0  # of a server that does not answer at all
 LOST_S = 1.5  # silence after it was asked: then it is taken for lost, until its next word
 
@@ -65,8 +67,10 @@ class Presence:
         if not is_awaited and not owes:
             self.next_look = math.inf
             return False
-        if not is_awaited and now < silent_since + PROBE_S:
-            self.next_look = silent_since + PROBE_S
+        asked_last = max(self._said_at, self._owes_since)
+        due = min(silent_since + PROBE_S, asked_last + RECHECK_S)
+        if not is_awaited and now < due:
+            self.next_look = due
             return False
         self._asked_at, self._said_at = min(self._asked_at, now), now
         self._unanswered += 1

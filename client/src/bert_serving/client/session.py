@@ -95,8 +95,7 @@ class Session:
             return self._outbox.popleft()
         if now >= self.presence.next_look:
             is_awaited = self.is_awaited or (is_wanted and not self.takes_requests)
-            owes = bool(self._open or self._asked)
-            if self.presence.look(now, owes=owes, is_awaited=is_awaited):
+            if self.presence.look(now, owes=self._owes, is_awaited=is_awaited):
                 return Hello(self._client).to_frames()
         if self.groups and now >= self._next_membership:
             return self._membership_frames(self.new_id(), now)
@@ -117,7 +116,7 @@ class Session:
 
     def send(self, request: Request, now: float) -> list[Any]:
         """Return the message that sends a request, which is in flight then."""
-        if not self._open:
+        if not self._owes:
             self.presence.owes(now)
         call, request_id = request.call, next(self._ids)
         self._open[request_id] = request
@@ -235,6 +234,10 @@ class Session:
         """How to cut requests, as the server's welcome says."""
         return self.welcome.limits if self.welcome is not None else Limits()
 
+    @property
+    def _owes(self) -> bool:
+        return bool(self._open or self._asked)
+
     def _pop(self, request: Request) -> int | None:
         request_id = request.copies.pop(self.number, None)
         if request_id is not None:
@@ -243,7 +246,7 @@ class Session:
         return request_id
 
     def _ask(self, call: StatusCall | MembershipCall, now: float) -> int:
-        if not self._asked:
+        if not self._owes:
             self.presence.owes(now)
         request_id = next(self._ids)
         self._asked[request_id] = call

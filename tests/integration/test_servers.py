@@ -193,6 +193,40 @@ def test_servers_of_different_models_are_refused(start_server: Starter) -> None:
     assert still_answers(one)
 
 
+OTHERWISE = ("-pooling_strategy", "REDUCE_MAX")
+
+
+def test_a_server_that_comes_back_as_another_is_refused_before_its_answers_count(
+    start_server: Starter,
+) -> None:
+    first, second = start_server(), start_server()
+    with BertClient(servers=places(first, second), timeout=20_000 * SECOND) as client:
+        client.encode(ROWS[:100])
+        first.kill_all()
+        start_server(*OTHERWISE, port=first.port)
+        with pytest.raises(ModelMismatch, match="default view"):
+            client.encode(ROWS)
+
+
+def test_an_asyncio_client_refuses_servers_of_different_models_at_every_call(
+    start_server: Starter,
+) -> None:
+    first, second = start_server(), start_server()
+
+    async def calls() -> None:
+        async with AsyncBertClient(servers=places(first, second)) as client:
+            await client.encode(ROWS[:100])
+            first.kill_all()
+            other = start_server(*OTHERWISE, port=first.port)
+            for _ in range(3):
+                with pytest.raises(ModelMismatch, match="default view"):
+                    await client.encode(ROWS)
+            other.kill_all()
+            assert np.array_equal(await client.encode(ROWS[0]), fake_embedding(ROWS[0], DIM))
+
+    asyncio.run(calls())
+
+
 def test_one_server_is_enough_to_begin_and_none_is_not(start_server: Starter) -> None:
     server = start_server()
     with BertClient(servers=["127.0.0.1:1", *places(server)]) as client:

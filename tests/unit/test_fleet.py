@@ -8,7 +8,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from bert_serving.client.calls import Call, EncodeCall, EncodeOptions
+from bert_serving.client.calls import Call, EncodeCall, EncodeOptions, StatusCall
 from bert_serving.client.chunking import RowSource
 from bert_serving.client.errors import ModelMismatch
 from bert_serving.client.fleet import GREETING_GRACE_S, Fleet
@@ -38,14 +38,17 @@ def a_call(fleet: Fleet, rows: int, now: float = 0.0) -> EncodeCall:
     return call
 
 
-def sent(fleet: Fleet, now: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
-    """Return what is sent, with the number of its server; hellos aside."""
+def all_sent(fleet: Fleet, now: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+    """Return what is sent, with the number of its server."""
     found = []
     while message := fleet.next_message(now):
-        header = msgpack.unpackb(message[1][1])
-        if header["type"] != "hello":
-            found.append((message[0], header))
+        found.append((message[0], msgpack.unpackb(message[1][1])))
     return found
+
+
+def sent(fleet: Fleet, now: float = 0.0) -> list[tuple[int, dict[str, Any]]]:
+    """Return what is sent, with the number of its server; hellos aside."""
+    return [entry for entry in all_sent(fleet, now) if entry[1]["type"] != "hello"]
 
 
 def answer(fleet: Fleet, number: int, message: dict[str, Any], now: float) -> None:
@@ -160,6 +163,55 @@ def test_servers_of_different_models_end_every_call() -> None:
     with pytest.raises(ModelMismatch, match="'another' and 'bert'"):
         call.raise_error()
     assert isinstance(fleet.refusal, ModelMismatch)
+
+
+def test_nothing_more_is_asked_of_servers_of_different_models() -> None:
+    fleet = a_fleet()
+    fleet.receive(1, welcome("another"), 0.1)
+    status, hello = StatusCall(TIMEOUT_S), Call(TIMEOUT_S)
+    fleet.request_status(status, 0.2)
+    fleet.hello(hello, 0.2)
+    for call in (a_call(fleet, 1, 0.2), status, hello):
+        with pytest.raises(ModelMismatch):
+            call.raise_error()
+    assert all_sent(fleet, 0.2) == []
+
+
+def after_a_silence(fleet: Fleet) -> EncodeCall:
+    """Start a call that both servers get a part of, long after their last word."""
+    call = a_call(fleet, 2, 100.0)
+    messages = all_sent(fleet, 100.0)
+    for number in range(2):
+        types = [message["type"] for server, message in messages if server == number]
+        assert types == ["hello", "encode"]
+    return call
+
+
+def test_a_server_that_was_silent_and_has_another_model_now_ends_the_call() -> None:
+    fleet = a_fleet()
+    call = after_a_silence(fleet)
+    fleet.receive(1, welcome("another"), 100.1)
+    assert not call.is_done  # the other one may have it as well
+    fleet.receive(0, welcome(), 100.2)
+    with pytest.raises(ModelMismatch):
+        call.raise_error()
+
+
+def test_servers_that_were_silent_may_all_have_another_model() -> None:
+    fleet = a_fleet()
+    after_a_silence(fleet)
+    for number in range(2):
+        fleet.receive(number, welcome("another"), 100.1)
+    assert fleet.refusal is None
+
+
+def test_servers_that_are_used_all_the_time_are_not_asked_again() -> None:
+    fleet = a_fleet()
+    for tenth in range(100):
+        now = tenth / 10
+        a_call(fleet, 1, now)
+        ((number, message),) = all_sent(fleet, now)
+        answer(fleet, number, message, now)
 
 
 def test_a_greeting_waits_a_moment_for_the_other_servers_and_not_for_ever() -> None:

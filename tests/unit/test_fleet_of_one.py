@@ -610,6 +610,8 @@ def test_a_server_that_owes_nothing_is_not_asked() -> None:
     fleet.receive(0, answer(*sent(fleet)), 0.1)
     assert sent(fleet, 100.0, with_hellos=True) == []
     assert fleet.next_wakeup() is None
+    fleet.submit(a_call(["b"]), 100.0)
+    assert [message["type"] for message in sent(fleet, 100.0, with_hellos=True)] == ["encode"]
 
 
 def test_what_was_open_on_a_lost_connection_is_sent_again_under_new_ids() -> None:

@@ -60,7 +60,8 @@ class _AsyncConnection:
 
     def close(self) -> None:
         """Close the sockets; calls that still wait end with an error."""
-        self.fleet.close(ServerUnreachable("this AsyncBertClient was closed during the call"))
+        closed = ServerUnreachable("this AsyncBertClient was closed during the call")
+        self.fleet.close(self.fleet.refusal or closed)
         self._arrived.set()
         self._is_closed = True
         if self._timer is not None:
@@ -375,7 +376,7 @@ class AsyncBertClient:
     async def _connected(self) -> _AsyncConnection:
         if self._is_closed:
             raise ValueError("this AsyncBertClient is closed")
-        if self._connection is not None and self._connection.is_shut_out:
+        if self._connection is not None and self._connection.fleet.refusal is not None:
             self._connection.close()
             self._connection = None
         if self._connection is None:

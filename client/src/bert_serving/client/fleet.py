@@ -100,7 +100,8 @@ class Fleet:
 
     def hello(self, call: Call, now: float) -> None:
         """Say hello to all, until the call is ended by new welcomes: soon after the first."""
-        self._agenda.watch(call, now)
+        if not self._takes(call, now):
+            return
         if not self._hellos:
             self._greeted_at = math.inf
             for session in self.sessions:
@@ -109,7 +110,8 @@ class Fleet:
 
     def submit(self, call: EncodeCall, now: float) -> None:
         """Start a call."""
-        self._agenda.watch(call, now)
+        if not self._takes(call, now):
+            return
         if call.options.group is not None:
             call.number = self.only.new_id()
         if call.is_all_cut:
@@ -120,15 +122,16 @@ class Fleet:
 
     def request_status(self, call: StatusCall, now: float, server: int | None = None) -> None:
         """Ask a server for its status; by default the first that takes requests."""
-        self._agenda.watch(call, now)
+        if not self._takes(call, now):
+            return
         if server is None:
             server = next((s.number for s in self.sessions if s.takes_requests), 0)
         self.sessions[server].request_status(call, now)
 
     def set_groups(self, call: MembershipCall, groups: Sequence[str], now: float) -> None:
         """Be in these groups of the only server."""
-        self._agenda.watch(call, now)
-        self.only.set_groups(call, groups, now)
+        if self._takes(call, now):
+            self.only.set_groups(call, groups, now)
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has gone, and tell the servers not to compute it."""
@@ -229,6 +232,8 @@ class Fleet:
 
     def _next_request(self, now: float) -> tuple[int, list[Any]] | None:
         agenda = self._agenda
+        if len(self.sessions) > 1 and any(session.doubt(now) for session in self.sessions):
+            return self._own_message(now)
         if agenda.has_later:
             agenda.pass_time(now)
         if agenda.due and (message := self._next_repeat(now)) is not None:
@@ -373,6 +378,14 @@ class Fleet:
 
     # ends
 
+    def _takes(self, call: Call, now: float) -> bool:
+        """Count a call's time from now; false, and it is over, if nothing can be done any more."""
+        if self.refusal is not None:
+            call.finish(self.refusal)
+            return False
+        self._agenda.watch(call, now)
+        return True
+
     def _end(self, call: Call, error: Exception) -> None:
         self.abandon(call)
         call.finish(error)
@@ -387,7 +400,7 @@ class Fleet:
     def _mismatch(self, session: Session) -> ModelMismatch | None:
         """Return the error for a server that does not agree with another one."""
         for other in self.sessions:
-            if other is session or other.presence.is_lost:
+            if other is session or other.presence.is_lost or other.is_doubted:
                 continue
             if session.welcome is not None and other.welcome is not None:
                 addresses = (session.address, other.address)

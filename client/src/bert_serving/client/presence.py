@@ -15,6 +15,7 @@ PROBE_S = 0.5  # silence before a server that owes an answer is asked whether it
 PROBE_INTERVAL_S = 1.0
 RECHECK_S = 2.0  # without a hello, while it owes an answer, however much it says
 MAX_INTERVAL_S = 2.0  # of a server that does not answer at all
+FRESH_S = 1.0  # for which a server that owes nothing is taken for the one that it was
 LOST_S = 1.5  # silence after it was asked: then it is taken for lost, until its next word
 
 
@@ -49,6 +50,14 @@ class Presence:
         self._asked_at = math.inf
         self._unanswered = 0
         self.is_lost = False
+
+    def is_stale(self, now: float) -> bool:
+        """Whether it may be another one by now: it has neither spoken nor been asked of late."""
+        return max(self._heard_at, self._said_at) + FRESH_S <= now
+
+    def asked(self, now: float) -> None:
+        """Note a hello that was said whether or not it is there."""
+        self._said_at = now
 
     def look(self, now: float, *, owes: bool, is_awaited: bool) -> bool:
         """Return whether to say hello, and find out whether it is lost.

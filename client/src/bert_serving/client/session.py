@@ -38,6 +38,7 @@ class Session:
         presence: whether it is there.
         window: what is in flight to it.
         is_awaited: a new welcome is waited for.
+        is_doubted: its welcome is old, and another one is on its way.
         is_shut_out: the server does not let this client in.
 
     """
@@ -48,7 +49,7 @@ class Session:
         self.welcome: Welcome | None = None
         self.presence = Presence()
         self.window = Window()
-        self.is_awaited = False
+        self.is_awaited = self.is_doubted = False
         self.is_shut_out = False
         self.groups: Sequence[str] = ()
         self.broadcasts = Broadcasts()
@@ -114,6 +115,19 @@ class Session:
         self.is_awaited = True
         self.presence.ask_now(now)
 
+    def doubt(self, now: float) -> bool:
+        """Say hello before the first request after a silence; returns whether that is needed.
+
+        The server may have been replaced by one with another model. Its welcome comes before the
+        answers to what is sent next, so that nothing need wait for it.
+        """
+        if self._owes or not self.takes_requests or not self.presence.is_stale(now):
+            return False
+        self.is_doubted = True
+        self.presence.asked(now)
+        self._outbox.append(Hello(self._client).to_frames())
+        return True
+
     def send(self, request: Request, now: float) -> list[Any]:
         """Return the message that sends a request, which is in flight then."""
         if not self._owes:
@@ -176,7 +190,7 @@ class Session:
         sent again by ZeroMQ, so that it is cancelled as well.
         """
         before, self.welcome = self.welcome, welcome
-        self.is_awaited = False
+        self.is_awaited = self.is_doubted = False
         self._takes_requests = welcome.state not in ("starting", "draining")
         if not self._takes_requests:
             self.presence.ask(now)

@@ -271,6 +271,56 @@ def test_each_answer_starts_the_time_anew() -> None:
     assert isinstance(call.error, RequestTimeout)
 
 
+class SlowRows:
+    """An iterator of rows that takes longer for each than a server may for an answer."""
+
+    def __init__(self, count: int) -> None:
+        self.now = 0.0
+        self._left = count
+
+    def __iter__(self) -> SlowRows:
+        return self
+
+    def __next__(self) -> str:
+        self.now += 2 * TIMEOUT_S
+        self._left -= 1
+        if self._left < 0:
+            raise StopIteration
+        return "a"
+
+    def sent(self, fleet: Fleet) -> list[dict[str, Any]]:
+        """Turn as a shell does, whose clock goes on while rows are drawn."""
+        messages = []
+        while found := fleet.next_message(self.now):
+            messages.append(msgpack.unpackb(found[1][1]))
+        fleet.advance(self.now)
+        return [message for message in messages if message["type"] == "encode"]
+
+
+def test_the_time_that_an_iterator_takes_is_not_the_servers() -> None:
+    rows, fleet = SlowRows(3), welcomed(max_rows=1, window=1)
+    call = a_call(rows)
+    fleet.submit(call, 0.0)
+    for _ in range(3):
+        (message,) = rows.sent(fleet)
+        assert message["ttl_ms"] == 10_000
+        fleet.receive(0, answer({**message, "texts": ["a"]}), rows.now + 9.0)
+        rows.now += 9.0
+    assert rows.sent(fleet) == []
+    assert vectors(call).shape == (3, DIM)
+
+
+def test_a_server_that_does_not_answer_a_slow_iterators_rows_ends_the_call_in_its_time() -> None:
+    rows, fleet = SlowRows(99), welcomed(max_rows=1, window=3)
+    call = a_call(rows)
+    fleet.submit(call, 0.0)
+    assert rows.sent(fleet)
+    fleet.advance(rows.now + TIMEOUT_S - 0.01)
+    assert not call.is_done
+    fleet.advance(rows.now + TIMEOUT_S)
+    assert isinstance(call.error, RequestTimeout)
+
+
 def test_no_timeout_never_ends() -> None:
     fleet, call = welcomed(), a_call(["a"], float("inf"))
     fleet.submit(call, 0.0)

@@ -66,6 +66,7 @@ class Agenda:
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
         self._calls: set[Call] = set()
+        self._just_cut: EncodeCall | None = None
         self._first_deadline = math.inf  # or earlier: deadlines move on, this is looked at late
         self.cutting: deque[EncodeCall] = deque()
         self.due: deque[Request] = deque()
@@ -106,12 +107,15 @@ class Agenda:
         if isinstance(call, EncodeCall):
             if call in self.cutting:
                 self.cutting.remove(call)
+            if call is self._just_cut:
+                self._just_cut = None
             if self.due or self._put_off:
                 self._drop(call)
 
     def clear(self) -> None:
         """Forget all calls."""
         self._calls.clear()
+        self._just_cut = None
         self.cutting.clear()
         self.due.clear()
         self._put_off.clear()
@@ -131,11 +135,16 @@ class Agenda:
         if call.is_all_cut:
             self.cutting.remove(call)
             call.finish_if_complete()
-        if chunk is None:
-            return None
-        if call.open_requests > 1:  # its time runs from the last answer, this one's: now
-            call.deadline = max(call.deadline, now + call.timeout_s)
-        return Request(call, chunk)
+        if not call.is_done:
+            self._just_cut = call
+            self._count_from(now, call)
+        return Request(call, chunk) if chunk is not None else None
+
+    def resume(self, now: float) -> None:
+        """Count from now the time of a call that was just cut: its iterator may have taken long."""
+        call, self._just_cut = self._just_cut, None
+        if call is not None:
+            self._count_from(now, call)
 
     def sent(self, request: Request) -> None:
         """Take a request that was due off: it has been sent, or need not be."""
@@ -214,6 +223,9 @@ class Agenda:
         if self._hedges:
             wakeup = min(wakeup, self._hedges[0][0])
         return wakeup
+
+    def _count_from(self, now: float, call: Call) -> None:
+        call.deadline = max(call.deadline, now + call.timeout_s)
 
     def _drop(self, call: EncodeCall) -> None:
         """Let go of a call's requests that wait."""

@@ -40,7 +40,7 @@ class BertClient(ConnectedClient):
         check_token_info: accepted; tokens can always be asked for.
         ignore_all_checks: do not wait for the server in the constructor, and do not warn.
         timeout: milliseconds that a call waits for the next answer (a long call gets many);
-            -1 for no limit.
+            -1 for no limit. The time that an iterator takes for its rows is not counted.
         connect_timeout: milliseconds to wait for the server's first word.
         pair_separator: a text that contains it is a pair, as with bert-as-service's `" ||| "`;
             among tokens, the token that it is without blanks. None: only tuples are pairs.

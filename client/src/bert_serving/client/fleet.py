@@ -165,6 +165,7 @@ class Fleet:
 
     def next_message(self, now: float) -> tuple[int, list[Any]] | None:
         """Return the frames of the next message and the number of its server, if there is one."""
+        self._agenda.resume(now)
         message = self._own_message(now)
         if message is not None or self._agenda.is_empty:
             return message
@@ -192,6 +193,7 @@ class Fleet:
 
     def advance(self, now: float) -> None:
         """End every call that has waited too long for its next answer, and greetings in time."""
+        self._agenda.resume(now)
         for call in self._agenda.ended(now):
             self._end(call, time_is_over(call, self.sessions))
         if self._greeted_at + GREETING_GRACE_S <= now:

@@ -271,6 +271,35 @@ def test_each_answer_starts_the_time_anew() -> None:
     assert isinstance(call.error, RequestTimeout)
 
 
+def test_a_call_may_wait_for_its_turn_as_long_as_others_are_answered() -> None:
+    fleet, calls = welcomed(max_rows=1, window=1), [a_call(["a"]) for _ in range(5)]
+    for call in calls:
+        fleet.submit(call, 0.0)
+    now = 0.0
+    for _ in calls:
+        (message,) = sent(fleet, now)
+        assert message["ttl_ms"] == 10_000
+        now += 6.0
+        fleet.advance(now - 0.01)
+        fleet.receive(0, answer(message), now)
+        fleet.advance(now)
+    assert [call.error for call in calls if call.is_done] == [None] * 5
+
+
+def test_calls_that_wait_for_their_turn_end_in_their_time_after_the_last_answer() -> None:
+    fleet, calls = welcomed(max_rows=1, window=1), [a_call(["a"]) for _ in range(5)]
+    for call in calls:
+        fleet.submit(call, 0.0)
+    (message,) = sent(fleet)
+    fleet.receive(0, answer(message), 6.0)
+    assert len(sent(fleet, 6.0)) == 1
+    for now in (TIMEOUT_S, 6.0 + TIMEOUT_S - 0.01):
+        fleet.advance(now)
+        assert [call.is_done for call in calls] == [True] + [False] * 4
+    fleet.advance(6.0 + TIMEOUT_S)
+    assert all(isinstance(call.error, RequestTimeout) for call in calls[1:])
+
+
 class SlowRows:
     """An iterator of rows that takes longer for each than a server may for an answer."""
 

@@ -67,6 +67,7 @@ class Agenda:
         self._jitter = jitter
         self._calls: set[Call] = set()
         self._just_cut: EncodeCall | None = None
+        self._answered_at = -math.inf
         self._first_deadline = math.inf  # or earlier: deadlines move on, this is looked at late
         self.cutting: deque[EncodeCall] = deque()
         self.due: deque[Request] = deque()
@@ -182,6 +183,7 @@ class Agenda:
 
     def answered(self, request: Request, now: float) -> None:
         """Note that a request was answered: its call's time is counted anew."""
+        self._answered_at = now
         request.call.deadline, request.call.refusal = now + request.call.timeout_s, None
         if request.is_due:
             self.sent(request)
@@ -207,9 +209,15 @@ class Agenda:
                 self.send_again(request)
 
     def ended(self, now: float) -> list[Call]:
-        """Return the calls whose time is over."""
+        """Return the calls whose time is over.
+
+        One that has nothing with a server waits for its turn, for which any answer is a step on.
+        """
         if now < self._first_deadline:
             return []
+        for call in self._calls:
+            if isinstance(call, EncodeCall) and not call.open_requests:
+                self._count_from(self._answered_at, call)
         ended = [call for call in self._calls if call.deadline <= now]
         alive = (call.deadline for call in self._calls if call.deadline > now)
         self._first_deadline = min(alive, default=math.inf)

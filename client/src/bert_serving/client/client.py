@@ -40,7 +40,8 @@ class BertClient(ConnectedClient):
         check_token_info: accepted; tokens can always be asked for.
         ignore_all_checks: do not wait for the server in the constructor, and do not warn.
         timeout: milliseconds that a call waits for the next answer (a long call gets many);
-            -1 for no limit. The time that an iterator takes for its rows is not counted.
+            -1 for no limit. The time that an iterator takes for its rows is not counted,
+            nor that for which a call waits for its turn while others of this client are answered.
         connect_timeout: milliseconds to wait for the server's first word.
         pair_separator: a text that contains it is a pair, as with bert-as-service's `" ||| "`;
             among tokens, the token that it is without blanks. None: only tuples are pairs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,11 +19,12 @@ import numpy.typing as npt
 import pytest
 from server_process import SECOND, ServerProcess, Starter, eventually
 
-from bert_serving.client import BertClient
+from bert_serving.client import AsyncBertClient, BertClient
 from bert_serving.client.errors import (
     DeadlineExceeded,
     Overloaded,
     RequestTimeout,
+    ServerUnreachable,
     WorkerFailed,
 )
 from bert_serving.server.model.fake import fake_embedding
@@ -310,6 +313,48 @@ def test_a_client_that_vanishes_is_not_computed_for(start_server: Starter) -> No
     started = time.monotonic()
     assert still_answers(server)
     assert time.monotonic() - started < 12 * SECOND  # all of it would take 25
+
+
+async def closed_during_a_call(port: int, rows: list[str], started: Callable[[], bool]) -> None:
+    client = AsyncBertClient(port=port)
+    call = asyncio.create_task(client.encode(rows))
+    await asyncio.to_thread(eventually, started)
+    await client.close()
+    with pytest.raises(ServerUnreachable):
+        await call
+
+
+async def cancelled_in_its_client(port: int, rows: list[str], started: Callable[[], bool]) -> None:
+    async def encode() -> None:
+        async with AsyncBertClient(port=port) as client:
+            await client.encode(rows)
+
+    call = asyncio.create_task(encode())
+    await asyncio.to_thread(eventually, started)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def not_waited_for(port: int, rows: list[str], started: Callable[[], bool]) -> None:
+    with BertClient(port=port) as client:
+        client.encode(rows, blocking=False)
+        eventually(started)
+
+
+@pytest.mark.parametrize("left", [closed_during_a_call, cancelled_in_its_client, not_waited_for])
+def test_what_a_client_has_open_when_it_is_closed_is_not_computed(
+    start_server: Starter, left: Callable[..., Coroutine[Any, Any, None]]
+) -> None:
+    server = start_server("-max_batch_size", "1")
+    rows = [f"fake:sleep {3 * SECOND}"] * 20
+
+    def is_started() -> bool:
+        return counted(server, "queued_requests") > 1
+
+    asyncio.run(left(server.port, rows, is_started))
+    eventually(lambda: counted(server, "queued_requests") == 0, 1 * SECOND)
+    assert counted(server, "num_cancelled") > 1
 
 
 def test_interrupted_callers_leave_nothing_behind(start_server: Starter) -> None:

@@ -442,6 +442,15 @@ def test_a_closed_fleet_ends_its_calls() -> None:
     fleet.close(ServerUnreachable("closed"))
     with pytest.raises(ServerUnreachable):
         call.raise_error()
+    assert sent(fleet) == []
+
+
+def test_a_closed_fleet_tells_the_server_what_need_not_be_computed() -> None:
+    fleet = welcomed(max_rows=1, window=2)
+    fleet.submit(a_call(["a", "b", "c"]), 0.0)
+    ids = [message["id"] for message in sent(fleet)]
+    fleet.close(ServerUnreachable("closed"))
+    assert sent(fleet) == [{"type": "cancel", "ids": ids}]
 
 
 def test_an_abandoned_call_is_cancelled_and_not_sent_on() -> None:

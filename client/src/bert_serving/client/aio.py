@@ -22,7 +22,7 @@ from . import options
 from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
-from .connection import MAX_RECEIVED_AT_ONCE, open_sockets, receive_all
+from .connection import MAX_RECEIVED_AT_ONCE, open_sockets, receive_all, send_farewell
 from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
 from .fleet import Fleet
@@ -64,6 +64,7 @@ class _AsyncConnection:
         self.fleet.close(self.fleet.refusal or closed)
         self._arrived.set()
         self._is_closed = True
+        send_farewell(self.fleet, self._sockets)
         if self._timer is not None:
             self._timer.cancel()
         for socket in self._sockets:

@@ -84,9 +84,11 @@ class Connection:
         ]
 
     def close(self) -> None:
-        """Close the sockets; if a call was left in its middle, the servers are told."""
+        """Close the sockets; the servers are told what need not be computed."""
         try:
-            if not self.is_idle:
+            if self.is_idle:
+                send_farewell(self.fleet, self._sockets)
+            else:
                 self._cancel_all()
         finally:
             for socket in self._sockets:
@@ -182,6 +184,15 @@ class Connection:
                 if ids:
                     send_frames(socket, Cancel(ids).to_frames())
                     socket.linger = FAREWELL_MS
+
+
+def send_farewell(fleet: Fleet, sockets: Sequence[zmq.Socket[Any]]) -> None:
+    """Send what a fleet without calls has left to say, by sockets that are closed next."""
+    while message := fleet.next_message(time.monotonic()):
+        number, frames = message
+        with suppress(zmq.ZMQError):
+            send_frames(sockets[number], frames)
+        sockets[number].linger = FAREWELL_MS
 
 
 def receive_all(socket: zmq.Socket[Any], receive: Callable[[list[memoryview], float], None]) -> int:

@@ -144,7 +144,7 @@ class Fleet:
                 self._greet()
 
     def close(self, error: Exception) -> None:
-        """End every call with an error: the connections are no more."""
+        """End every call with an error: nothing is left to be sent but what cancels them."""
         self.refusal = error
         calls = self._agenda.calls
         self._hellos.clear()

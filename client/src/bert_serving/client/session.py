@@ -175,8 +175,8 @@ class Session:
         return lost
 
     def clear(self) -> None:
-        """Forget all that is in flight."""
-        self._open.clear()
+        """Forget all that is in flight, and tell the server not to compute it."""
+        self.cancel(self.open_requests)
         self._asked.clear()
         self.window = Window()
 

@@ -196,6 +196,20 @@ def test_a_call_without_rows_is_done_at_once() -> None:
     assert encoding(call).n_tokens.shape == (0,)
 
 
+def test_a_call_without_rows_waits_for_a_server_that_starts_to_say_what_its_model_is() -> None:
+    fleet, call = a_fleet(), a_call([])
+    starting = Welcome("server", "starting", Limits(), DEFAULT_VIEW, {})
+    fleet.receive(0, starting.to_frames(), 0.0)
+    fleet.submit(call, 0.0)
+    assert [message["type"] for message in sent(fleet, with_hellos=True)] == ["hello"]
+    assert not call.is_done
+    fleet.receive(0, welcome(), 0.1)
+    assert sent(fleet, 0.1) == []
+    assert call.is_done
+    empty = call.encoding(lambda name: fleet.empty_view(call, name)).views["embedding"]
+    assert isinstance(empty, np.ndarray) and empty.shape == (0, DIM)
+
+
 def test_an_iterator_is_drawn_from_as_requests_go_out() -> None:
     drawn = []
 

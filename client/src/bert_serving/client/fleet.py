@@ -114,7 +114,7 @@ class Fleet:
             return
         if call.options.group is not None:
             call.number = self.only.new_id()
-        if call.is_all_cut:
+        if call.is_all_cut and self._described() is not None:
             call.finish()
             return
         self._agenda.add(call)
@@ -210,7 +210,7 @@ class Fleet:
 
     def empty_view(self, call: EncodeCall, name: str) -> Embeddings:
         """Return the value of a view for a call without rows: no rows of the right width."""
-        welcome = self.welcome
+        welcome = self._described()
         if welcome is None:
             return np.empty((0, 0), np.float32)
         view = call.options.views[name].filled_from(welcome.default_view)
@@ -219,6 +219,11 @@ class Fleet:
         model = welcome.model
         width = view.width(int(model.get("hidden_size", 0)), model.get("head_sizes", {}))
         return np.empty((0, width), view.dtype)
+
+    def _described(self) -> Welcome | None:
+        """Return a welcome that says what the model is; one that starts does not."""
+        welcomes = [self.welcome, *(session.welcome for session in self.sessions)]
+        return next((welcome for welcome in welcomes if welcome and welcome.model), None)
 
     # sending
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import msgpack
@@ -114,6 +115,25 @@ def test_the_first_answer_to_a_hedged_request_counts_and_the_other_is_cancelled(
     assert call.is_done
     assert sent(fleet, 0.3) == [(first, {"type": "cancel", "ids": [one["id"]]})]
     answer(fleet, first, one, 0.4)  # it had crossed the cancel
+
+
+@pytest.mark.parametrize("end", ["answered", "refused", "abandoned"])
+def test_nothing_is_kept_of_a_call_that_could_have_been_hedged(end: str) -> None:
+    fleet = a_fleet(hedge_after_s=1e6)
+    call = a_call(fleet, 1)
+    ((number, message),) = sent(fleet)
+    if end == "answered":
+        answer(fleet, number, message, 0.1)
+    elif end == "refused":
+        refuse(fleet, number, message, "invalid_request", 0.1)
+    else:
+        fleet.abandon(call)
+    fleet.advance(TIMEOUT_S)
+    sent(fleet, TIMEOUT_S)
+    watcher = weakref.ref(call)
+    del call
+    assert watcher() is None
+    assert fleet.next_wakeup() is None
 
 
 def test_what_a_lost_server_has_is_computed_by_the_other_too() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -72,7 +72,7 @@ class Agenda:
         self.cutting: deque[EncodeCall] = deque()
         self.due: deque[Request] = deque()
         self._put_off: list[tuple[float, int, Request]] = []
-        self._hedges: deque[tuple[float, Request]] = deque()
+        self._hedges: OrderedDict[Request, float] = OrderedDict()  # and when; the first first
         self._order = count()
         self.waiting_rows = self.waiting_bytes = 0
 
@@ -110,6 +110,8 @@ class Agenda:
                 self.cutting.remove(call)
             if call is self._just_cut:
                 self._just_cut = None
+            for request in [request for request in self._hedges if request.call is call]:
+                del self._hedges[request]
             if self.due or self._put_off:
                 self._drop(call)
 
@@ -179,12 +181,13 @@ class Agenda:
 
     def hedge(self, request: Request, at: float) -> None:
         """Let a request be sent to another server too, if it is not answered by then."""
-        self._hedges.append((at, request))
+        self._hedges[request] = at
 
     def answered(self, request: Request, now: float) -> None:
         """Note that a request was answered: its call's time is counted anew."""
         self._answered_at = now
         request.call.deadline, request.call.refusal = now + request.call.timeout_s, None
+        self._hedges.pop(request, None)
         if request.is_due:
             self.sent(request)
         if self._put_off:  # an answer has left room on the server for what it refused
@@ -203,8 +206,8 @@ class Agenda:
             request.is_put_off = False
             self._count(request, -1)
             self.send_again(request)
-        while self._hedges and self._hedges[0][0] <= now:
-            request = self._hedges.popleft()[1]
+        while self._hedges and self._next_hedge() <= now:
+            request, _ = self._hedges.popitem(last=False)
             if request.copies:
                 self.send_again(request)
 
@@ -229,8 +232,11 @@ class Agenda:
         if self._put_off:
             wakeup = min(wakeup, self._put_off[0][0])
         if self._hedges:
-            wakeup = min(wakeup, self._hedges[0][0])
+            wakeup = min(wakeup, self._next_hedge())
         return wakeup
+
+    def _next_hedge(self) -> float:
+        return next(iter(self._hedges.values()))
 
     def _count_from(self, now: float, call: Call) -> None:
         call.deadline = max(call.deadline, now + call.timeout_s)

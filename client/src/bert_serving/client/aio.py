@@ -23,6 +23,7 @@ from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_sockets, receive_all, send_farewell
+from .endings import not_ready
 from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
 from .fleet import Fleet
@@ -328,10 +329,14 @@ class AsyncBertClient:
         """Wait until the server has a worker that can compute; see `BertClient.wait_ready`."""
         timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
         deadline = time.monotonic() + timeout_s
-        while (await self.server_status())["state"] != "ready":
+        while True:
+            error = await self._hello(max(deadline - time.monotonic(), READY_POLL_S))
+            connection = self._connection
+            welcome = connection.fleet.welcome if connection is not None else None
+            if error is None and welcome is not None and welcome.state == "ready":
+                return
             if time.monotonic() >= deadline:
-                where = " or ".join(map(str, self.endpoints))
-                raise RequestTimeout(f"{where} was not ready within {timeout_s * 1000:.0f} ms")
+                raise not_ready(" or ".join(map(str, self.endpoints)), timeout_s, error)
             await asyncio.sleep(READY_POLL_S)
 
     async def close(self) -> None:
@@ -374,7 +379,18 @@ class AsyncBertClient:
         await connection.wait_for(call)
         call.raise_error()
 
-    async def _connected(self) -> _AsyncConnection:
+    async def _hello(self, within_s: float) -> Exception | None:
+        """Say hello until it is answered; returns why it was not, if time may mend that."""
+        connection, call = self._opened(), Call(within_s)
+        connection.fleet.hello(call, time.monotonic())
+        await connection.wait_for(call)
+        if connection.is_shut_out:
+            raise await asyncio.to_thread(unreachable, self.endpoints)
+        if self._is_closed or not isinstance(call.error, (RequestTimeout, ServerUnreachable)):
+            call.raise_error()
+        return call.error
+
+    def _opened(self) -> _AsyncConnection:
         if self._is_closed:
             raise ValueError("this AsyncBertClient is closed")
         if self._connection is not None and self._connection.fleet.refusal is not None:
@@ -382,7 +398,10 @@ class AsyncBertClient:
             self._connection = None
         if self._connection is None:
             self._connection = _AsyncConnection(self.endpoints, self._name, self._hedge_after_s)
-        connection = self._connection
+        return self._connection
+
+    async def _connected(self) -> _AsyncConnection:
+        connection = self._opened()
         if connection.fleet.welcome is None:
             await self._shake_hands(connection)
         return connection

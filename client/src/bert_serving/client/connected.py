@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from . import options
 from .assembly import Encoding
 from .calls import EncodeOptions, StatusCall
-from .errors import RequestTimeout
+from .endings import not_ready
+from .errors import RequestTimeout, ServerUnreachable
 from .fleet import Fleet
 from .messages import Welcome
 from .pairs import check_separator
@@ -129,23 +130,29 @@ class ConnectedClient:
         }
 
     def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until the server has a worker that can compute.
+        """Wait until the server is there and has a worker that can compute.
 
         Args:
             timeout: milliseconds; None for the client's own `timeout`.
 
         Raises:
             RequestTimeout: the server was not ready in time.
+            ServerUnreachable: it does not let this client in.
 
         """
         timeout_s = self._timeout_s if timeout is None else options.seconds("timeout", timeout)
         deadline = time.monotonic() + timeout_s
-        while self._welcome(refresh=True).state != "ready":
+        while True:
+            try:
+                if self._welcome(max(deadline - time.monotonic(), READY_POLL_S)).state == "ready":
+                    return
+                error = None
+            except (ServerUnreachable, RequestTimeout) as failure:
+                if time.monotonic() < deadline:
+                    raise
+                error = failure
             if time.monotonic() >= deadline:
-                raise RequestTimeout(
-                    f"{self._where} was not ready within {timeout_s * 1000:.0f} ms: "
-                    "the server answers, but none of its workers does; its log says why"
-                )
+                raise not_ready(self._where, timeout_s, error) from error
             time.sleep(READY_POLL_S)
 
     def close(self) -> None:
@@ -204,10 +211,12 @@ class ConnectedClient:
         background = process.background()
         pending.submit(process.next_request_id(), call, background)
 
-    def _welcome(self, *, refresh: bool = False) -> Welcome:
-        with self._connections().connection(self._timeout_s) as connection:
-            if refresh:
-                connection.handshake(self._connect_timeout_s)
+    def _welcome(self, within_s: float | None = None) -> Welcome:
+        """Return a server's last welcome, or a new one that comes within some time."""
+        timeout_s = self._timeout_s if within_s is None else within_s
+        with self._connections().connection(timeout_s, within_s) as connection:
+            if within_s is not None:
+                connection.handshake(within_s)
             assert connection.fleet.welcome is not None
             return connection.fleet.welcome
 

@@ -32,6 +32,12 @@ def time_is_over(call: Call, sessions: Sequence[Session]) -> Exception:
     return RequestTimeout(f"{waited}: {why}")
 
 
+def not_ready(where: str, timeout_s: float, error: Exception | None) -> RequestTimeout:
+    """Return the error of a wait for workers; `error` says why there was no answer at all."""
+    why = error or "the server answers, but none of its workers does; its log says why"
+    return RequestTimeout(f"{where} was not ready within {timeout_s * 1000:.0f} ms: {why}")
+
+
 def too_large_now(request: Request, limits: Limits) -> TooLarge:
     """Return the error of a request that is to be sent again, but no server takes any more."""
     return TooLarge(

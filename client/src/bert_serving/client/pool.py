@@ -63,8 +63,10 @@ class ConnectionPool:
         self._lent: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     @contextmanager
-    def connection(self, timeout_s: float = math.inf) -> Iterator[Connection]:
-        """Lend a connection that the server has welcomed.
+    def connection(
+        self, timeout_s: float = math.inf, connect_timeout_s: float | None = None
+    ) -> Iterator[Connection]:
+        """Lend a connection that the server has welcomed, within the client's own time by default.
 
         Raises:
             RequestTimeout: none was given back within `timeout_s`.
@@ -74,7 +76,7 @@ class ConnectionPool:
         try:
             connection = self._borrow()
             try:
-                self._handshake(connection)
+                self._handshake(connection, connect_timeout_s)
                 yield connection
             finally:
                 self._give_back(connection)
@@ -116,9 +118,9 @@ class ConnectionPool:
                 f"{timeout_s * 1000:.0f} ms (timeout): raise one of the two"
             ) from None
 
-    def _handshake(self, connection: Connection) -> None:
+    def _handshake(self, connection: Connection, timeout_s: float | None = None) -> None:
         if connection.fleet.welcome is None:
-            connection.handshake(self._connect_timeout_s)
+            connection.handshake(self._connect_timeout_s if timeout_s is None else timeout_s)
 
     def _borrow(self) -> Connection:
         with self._lock:

@@ -10,7 +10,7 @@ in the environment wins over both.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _rust_tokenizer(
 
 
 def _bert_tokenizer(
-    vocab: dict[str, int], names: Mapping[str, str], added: Sequence[AddedToken]
+    vocab: dict[str, int], names: Mapping[str, str], added: list[AddedToken]
 ) -> RustTokenizer:
     rust = RustTokenizer(WordPiece(vocab, unk_token=names["unk_token"]))
     rust.normalizer = BertNormalizer()

@@ -622,6 +622,18 @@ def test_what_a_command_did_can_be_said_in_any_encoding_and_to_nobody(tmp_path: 
     assert "BertClient(ip=?" in made.stdout
     unread = printed_to_nobody(*command[:2], "another", *command[2:])
     assert (unread.returncode, unread.stderr) == (exit_codes.FAILED, b"")
+    closed = (
+        "sh",
+        "-c",
+        '"$@" >&-',
+        "sh",
+        COMMANDS / command[0],
+        *command[1:2],
+        "third",
+        *command[2:],
+    )
+    made_unsaid = subprocess.run(closed, stderr=subprocess.PIPE, timeout=30 * SECOND)
+    assert (made_unsaid.returncode, made_unsaid.stderr) == (exit_codes.OK, b"")
 
 
 @pytest.mark.parametrize("command", ["bert-serving-start", "bert-serving-terminate"])

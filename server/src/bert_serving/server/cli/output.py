@@ -20,7 +20,7 @@ def printing() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)  # also where there is no standard output
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter would complain at its end

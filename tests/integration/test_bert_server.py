@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,18 @@ def test_what_keeps_a_server_from_starting_is_in_the_exception() -> None:
     with pytest.raises(ServerStartError, match="/no/such"):
         server.start(BOOT_S)
     assert not server.is_alive()
+
+
+def test_a_start_that_fails_leaves_the_file_of_the_server_that_has_the_port(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "ready.json"
+    with BertServer(arguments("-ready_file", str(file))) as first:
+        other = ServerConfig(model_dir=f"fake:{DIM}", port=first.port, ready_file=str(file))
+        with pytest.raises(ServerStartError, match="in use"):
+            BertServer(other).start(BOOT_S)
+        assert json.loads(file.read_text()) == first.addresses
+    assert not file.exists()
 
 
 def test_a_server_that_is_not_ready_in_time_is_stopped() -> None:

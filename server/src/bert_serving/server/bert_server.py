@@ -83,7 +83,6 @@ class BertServer:
         self._folder = tempfile.TemporaryDirectory(prefix="bert-serving-")
         folder = Path(self._folder.name)
         ready_file = Path(self.config.ready_file or folder / "ready.json")
-        ready_file.unlink(missing_ok=True)
         config = replace(self.config, ready_file=str(ready_file))
         cause_file = folder / "cause.txt"
         try:
@@ -159,7 +158,7 @@ class BertServer:
     def _await_ready(self, ready_file: Path, cause_file: Path, timeout: float) -> dict[str, Any]:
         assert self._process is not None
         deadline = time.monotonic() + timeout
-        while not ready_file.exists():
+        while (addresses := _read(ready_file)).get("pid") != self._process.pid:  # or a former one's
             if self._process.poll() is not None:
                 ended = f"the server {exit_codes.describe(self._process.returncode)}"
                 cause = cause_file.read_text("utf-8") if cause_file.exists() else ended
@@ -167,8 +166,16 @@ class BertServer:
             if time.monotonic() >= deadline:
                 raise ServerStartError(f"the server was not ready within {timeout:g} s")
             time.sleep(POLL_S)
-        addresses: dict[str, Any] = json.loads(ready_file.read_text())
         return addresses
+
+
+def _read(ready_file: Path) -> dict[str, Any]:
+    """Return what a ready file says; nothing if it is not there."""
+    try:
+        addresses: dict[str, Any] = json.loads(ready_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return addresses
 
 
 def _start_process(config: ServerConfig, cause_file: Path) -> subprocess.Popen[bytes]:

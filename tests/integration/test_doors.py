@@ -5,21 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import socket as sockets
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from key_files import KeyFiles, new_keys
 from legacy_client import legacy_ports, old_wire
 from server_process import SECOND, ServerProcess, Starter, command_line, eventually
+from zmq.utils import z85
 
 from bert_serving.client import AsyncBertClient, BertClient, ConcurrentBertClient
 from bert_serving.client.errors import ServerUnreachable
+from bert_serving.server.doors import zap
+from bert_serving.server.doors.door import Door, Doors
+from bert_serving.server.roles import DoorConfig
 
 CONNECT_MS = 3_000 * SECOND
 
@@ -259,3 +267,82 @@ def test_what_keygen_makes_lets_a_client_in(start_server: Starter, tmp_path: Pat
 def test_a_client_is_refused_half_a_pair_before_it_connects(alice: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="needs client_cert"):
         BertClient(server_key=alice["server_key"])
+
+
+# whose connection has ended
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """What a door looks at of a message that a connection with a key has sent."""
+
+    route: bytes
+    descriptor: int
+    key: str
+
+    @property
+    def bytes(self) -> bytes:
+        return self.route
+
+    def get(self, name: int | str) -> int | str:
+        return self.key if name == "User-Id" else self.descriptor
+
+
+@dataclass(frozen=True)
+class Doorway:
+    """The doors of a socket that nobody connects to: a test says what its monitor reports."""
+
+    doors: Doors
+    door: Door
+    monitor: zmq.Socket[Any]
+    questions: zmq.Socket[Any]
+    key: str
+
+    def report(self, event: int, descriptor: int) -> None:
+        self.monitor.send_multipart([struct.pack("=hi", event, descriptor), b""])
+
+    def ask(self) -> None:
+        """Ask about a new connection, as ZeroMQ does before it may send anything."""
+        question = [b"1.0", b"7", b"clients", b"10.0.0.2", b"", b"CURVE", z85.decode(self.key)]
+        self.questions.send_multipart(question)
+        answer, *_ = self.doors.receivers().values()
+        answer()
+        assert self.questions.recv_multipart()[2] == b"200"
+
+    def speak(self, route: bytes, descriptor: int) -> None:
+        frame: Any = FirstFrame(route, descriptor, self.key)
+        assert self.door.lets_in(frame)
+
+
+@pytest.fixture
+def doorway(keys: KeyFiles, alice: dict[str, Any]) -> Iterator[Doorway]:
+    server_key = str(Path(keys.server_key).with_suffix(".key_secret"))
+    key = Path(keys.public("alice")).read_text().split('"')[1]
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as guarded:
+        doors = Doors(context)
+        config = DoorConfig(server_key=server_key, allowed=str(keys.folder / "clients"))
+        door = doors.guard(guarded, "clients", config)
+        guarded.disable_monitor()
+        door.monitor.close()
+        with context.socket(zmq.PAIR) as monitor, context.socket(zmq.REQ) as questions:
+            monitor.linger = questions.linger = 0
+            door.monitor = context.socket(zmq.PAIR)
+            door.monitor.rcvhwm = monitor.sndhwm = 0
+            door.monitor.bind("inproc://reports")
+            monitor.connect("inproc://reports")
+            questions.connect(zap.ADDRESS)
+            yield Doorway(doors, door, monitor, questions, key)
+            doors.close()
+
+
+def test_who_has_a_descriptor_that_was_anothers_is_not_taken_for_gone(doorway: Doorway) -> None:
+    doorway.speak(b"old", 1_000_007)
+    for _ in range(100):  # connections that come and go
+        doorway.report(zmq.EVENT_ACCEPTED, 1_000_008)
+        doorway.report(zmq.EVENT_DISCONNECTED, 1_000_008)
+    doorway.report(zmq.EVENT_DISCONNECTED, 1_000_007)
+    doorway.ask()
+    doorway.speak(b"new", 1_000_007)
+    assert doorway.door.gone() == [b"old"]
+    doorway.door.watch()
+    assert doorway.door.gone() == []

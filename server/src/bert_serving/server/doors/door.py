@@ -8,6 +8,7 @@ of that thread, which is short.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ class Doors:
                 return
             request = zap.ZapRequest.parse(frames)
             door = self._doors.get(request.domain)
+            if door is not None:
+                door.watch()  # all that was before: another may have had this one's descriptor
             is_allowed = door is not None and door.admits(request)
             self._questions.send_multipart(request.answer(is_allowed=is_allowed))
 
@@ -168,8 +171,11 @@ class Door:
         return self._names.get(_key_of(frame) or "", "a process of this user")
 
     def watch(self) -> None:
-        """Take in what the monitor reports."""
-        for frames in received_messages(self.monitor, MAX_QUESTIONS_A_TURN):
+        """Take in all that the monitor reports.
+
+        What were left of it would be of earlier connections, whose descriptors others have by now.
+        """
+        for frames in received_messages(self.monitor, sys.maxsize):
             event = parse_monitor_message([frame.bytes for frame in frames])
             failed = self._handshakes.on(event["event"], event["value"])
             if failed is not None:

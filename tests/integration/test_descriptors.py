@@ -118,6 +118,23 @@ def test_a_client_process_without_descriptors_is_told_so_and_recovers(
     assert answers(fake_server)
 
 
+KEEPALIVE = "02"  # Linux's number of the timer by which TCP asks whether a silent peer is there
+
+
+def timers(port: int) -> list[str]:
+    """Return which timer runs for each connection that has come in by a port of this machine."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    local, established = f":{port:04X}", "01"
+    connections = [words for line in lines if (words := line.split())[3] == established]
+    return [words[5][:2] for words in connections if words[1].endswith(local)]
+
+
+def test_silent_clients_are_asked_whether_they_are_there(start_server: Starter) -> None:
+    server = start_server()
+    with server.client():
+        eventually(lambda: set(timers(server.port)) == {KEEPALIVE})
+
+
 def test_of_a_small_limit_a_part_is_kept_and_of_a_large_one_a_backlog() -> None:
     assert reserve(100) == 50
     assert reserve(1 << 20) == RESERVE

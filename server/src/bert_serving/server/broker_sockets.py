@@ -15,6 +15,8 @@ from .roles import BrokerConfig, port_of
 MAX_UNREAD_ANSWERS = 2_000  # of one client; twice what its windows allow
 FLUSH_MS = 2_000
 HEARTBEAT_MS = 2_000, 6_000  # to other machines: between two, and until one is missed
+KEEPALIVE_S = 60, 15  # to clients that are silent: until TCP asks, and between two times
+KEEPALIVES = 4  # that are not answered end the connection
 
 
 class CannotListen(Exception):
@@ -52,6 +54,9 @@ class BrokerSockets:
             router.ipv6 = ":" in self._config.host
         self.frontend.sndhwm = MAX_UNREAD_ANSWERS
         self.frontend.maxmsgsize = self._config.max_request_bytes
+        self.frontend.tcp_keepalive = 1  # or those of machines that are gone would stay for ever
+        self.frontend.tcp_keepalive_idle, self.frontend.tcp_keepalive_intvl = KEEPALIVE_S
+        self.frontend.tcp_keepalive_cnt = KEEPALIVES
         self.backend.sndhwm = self.backend.rcvhwm = 0  # the scheduler bounds both
         try:
             self.backend.bind(self._config.backend)

@@ -287,7 +287,8 @@ def test_a_frame_beyond_the_limit_costs_its_sender_the_connection(server: Server
         monitor.close()
 
 
-def test_a_client_that_reads_no_answers_does_not_fill_the_server(server: ServerProcess) -> None:
+def test_a_client_that_reads_no_answers_does_not_fill_the_server(start_server: Starter) -> None:
+    server = start_server("-max_batch_size", "4")  # a window of such requests is soon full
     with dealer(f"tcp://127.0.0.1:{server.port}") as socket:
         socket.rcvhwm = 1
         rows = ["a"] * 100

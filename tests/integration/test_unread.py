@@ -14,7 +14,8 @@ import zmq
 from server_process import SECOND, ServerProcess, Starter, eventually, memory_kib
 
 from bert_serving.client.frames import encode_message
-from bert_serving.client.protocol import Result, parse_answer
+from bert_serving.client.messages import Hello, Result, Welcome
+from bert_serving.client.protocol import parse_answer
 from bert_serving.client.rows import pack_rows
 from bert_serving.server.clients import STRETCH_BYTES, Clients
 from bert_serving.server.model.fake import fake_embedding
@@ -44,9 +45,9 @@ def who_does_not_read(server: ServerProcess) -> Iterator[zmq.Socket[Any]]:
         yield socket
 
 
-def ask(socket: zmq.Socket[Any], number: int) -> None:
-    header = {"type": "encode", "id": number, "rows": ROWS, "ttl_ms": 60_000, "views": {"e": {}}}
-    socket.send_multipart(encode_message(header, [pack_rows(["a"] * ROWS)]))
+def ask(socket: zmq.Socket[Any], number: int, rows: int = ROWS) -> None:
+    header = {"type": "encode", "id": number, "rows": rows, "ttl_ms": 60_000, "views": {"e": {}}}
+    socket.send_multipart(encode_message(header, [pack_rows(["a"] * rows)]))
 
 
 def unread_bytes(server: ServerProcess) -> int:
@@ -99,6 +100,21 @@ def test_who_reads_may_get_any_amount(server: ServerProcess) -> None:
         assert len(client.encode(rows)) == len(rows)
         eventually(lambda: unread_bytes(server) == 0)
     assert "its connection is ended" not in server.log
+
+
+def test_a_window_of_small_answers_may_be_read_late(start_server: Starter) -> None:
+    server = start_server("-model_dir", "fake:1024")
+    with who_does_not_read(server) as late:
+        late.send_multipart(Hello("late").to_frames())
+        welcome = parse_answer(late.recv_multipart())
+        assert isinstance(welcome, Welcome)
+        numbers = range(welcome.limits.window * welcome.limits.max_rows)
+        for number in numbers:
+            ask(late, number, rows=1)
+        eventually(lambda: server.status()["statistic"]["num_delivered"] == len(numbers))
+        for number in numbers:
+            assert late.poll(int(5_000 * SECOND)), number
+            assert parse_answer(late.recv_multipart()).id == number
 
 
 def test_what_was_held_of_a_client_that_has_gone_is_let_go(server: ServerProcess) -> None:

@@ -9,15 +9,17 @@ import pytest
 from bert_serving.client.messages import Limits
 from bert_serving.server.config import ServerConfig
 from bert_serving.server.control import addresses
-from bert_serving.server.roles import broker_config
-from bert_serving.server.roster import TOKENS_A_ROW, Roster
+from bert_serving.server.roles import BrokerConfig, broker_config
+from bert_serving.server.roster import TOKENS_A_ROW, Roster, most_unanswered
+
+
+def told_broker(workers: int = 1, **options: Any) -> BrokerConfig:
+    return broker_config(ServerConfig(**options), addresses(1), num_worker=workers)
 
 
 def limits(budget: int, **options: Any) -> Limits:
     """Return what a client is told when a worker has come that takes so many tokens."""
-    num_worker = options.pop("workers", 1)
-    config = ServerConfig(**options)
-    roster = Roster(broker_config(config, addresses(1), num_worker=num_worker))
+    roster = Roster(told_broker(**options))
     worker = {"worker": 0, "pid": 1, "host": "here", "device": "cpu", "model": {}}
     roster.mark_ready(b"w", {**worker, "max_batch_tokens": budget})
     return roster.limits()
@@ -49,3 +51,15 @@ def test_a_call_is_shared_by_workers_in_parts_that_are_no_small_requests(
     told = limits(budget, priority_batch_size=priority_batch_size, workers=4)
     assert told.workers == 4
     assert priority_batch_size < told.min_rows <= told.max_rows
+
+
+@pytest.mark.parametrize("budget", [64, 2_048, 1 << 17])
+@pytest.mark.parametrize("workers", [1, 64])
+@pytest.mark.parametrize("options", [{}, {"max_batch_size": 8_192}, {"max_queue_rows": 1}])
+def test_a_window_of_one_row_requests_may_be_unanswered(
+    budget: int, workers: int, options: dict[str, Any]
+) -> None:
+    most = most_unanswered(told_broker(workers, **options))
+    told = limits(budget, workers=workers, **options)
+    assert told.window * told.max_rows <= most <= 1 << 19
+    assert Limits.window * Limits.max_rows <= most  # before a worker has come

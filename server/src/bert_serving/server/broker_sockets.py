@@ -11,8 +11,9 @@ from bert_serving.client.keys import KeyFileError
 
 from .doors.door import Door, Doors
 from .roles import BrokerConfig, port_of
+from .roster import most_unanswered
 
-MAX_UNREAD_ANSWERS = 2_000  # of one client; twice what its windows allow
+MIN_UNREAD_ANSWERS = 2_000  # of one client: so many it may leave, or twice what windows allow
 FLUSH_MS = 2_000
 HEARTBEAT_MS = 2_000, 6_000  # to other machines: between two, and until one is missed
 KEEPALIVE_S = 60, 15  # to clients that are silent: until TCP asks, and between two times
@@ -52,7 +53,7 @@ class BrokerSockets:
             router.router_mandatory = True
             router.linger = FLUSH_MS
             router.ipv6 = ":" in self._config.host
-        self.frontend.sndhwm = MAX_UNREAD_ANSWERS
+        self.frontend.sndhwm = max(2 * most_unanswered(self._config), MIN_UNREAD_ANSWERS)
         self.frontend.maxmsgsize = self._config.max_request_bytes
         self.frontend.tcp_keepalive = 1  # or those of machines that are gone would stay for ever
         self.frontend.tcp_keepalive_idle, self.frontend.tcp_keepalive_intvl = KEEPALIVE_S

@@ -20,6 +20,7 @@ log = logging.getLogger("bert_serving.broker")
 MAX_COUNTED = 10_000
 ACTIVE_S = 60.0  # a client that was heard of in that time is active
 HOPELESS_S = 60.0  # a client that is held and reads nothing for so long is given up
+FRAME_BYTES = 128  # of ZeroMQ's own for each frame
 STRETCH_BYTES = 1 << 20  # of a client's answers, of which the last one is tracked
 
 
@@ -159,7 +160,7 @@ class _Backlog:
 
 
 class Unread:
-    """How many bytes of answers ZeroMQ holds for whom.
+    """How many bytes of answers ZeroMQ holds for whom, with what it takes for their frames.
 
     A tracker tells when ZeroMQ has let go of a frame, but costs ten times what sending a small
     answer does. A client's answers leave in order, so one tracker speaks for all before it:
@@ -188,7 +189,7 @@ class Unread:
 
     def add(self, route: bytes, frames: Sequence[Any]) -> Sequence[Any]:
         """Count an answer; returns its frames, of which the last one may now be tracked."""
-        nbytes = self._begun.get(route, 0) + sum(map(len, frames))
+        nbytes = self._begun.get(route, 0) + sum(map(len, frames)) + FRAME_BYTES * len(frames)
         if nbytes < STRETCH_BYTES:
             self._begun[route] = nbytes
             return frames

@@ -24,6 +24,7 @@ TOKENS_A_ROW = 16  # of a short sentence: what a request's rows are reckoned at
 BYTES_A_TOKEN = 8  # generous: Latin script has about 4
 SHAPE = ("hidden_size", "num_layers", "max_length", "head_sizes")
 LEAST_ROWS = 16  # of a request of a large call: below, the way there and back tells
+MAX_WINDOW = 256  # full requests that a client may have unanswered
 BATCHES_IN_FLIGHT = 6  # a worker has two in hand; the others hide the way there and back
 
 
@@ -134,13 +135,13 @@ class Roster:
         most = min(self._config.max_request_bytes, MAX_ROWS_BYTES)
         if not self._budget:
             return Limits(max_bytes=min(Limits.max_bytes, most), max_request_bytes=most)
-        share = max(self._config.limits.max_queue_rows // 2, 1)  # that one client may hold
+        share = _share(self._config)
         a_part = max(2 * self._config.limits.priority_batch_size, LEAST_ROWS)
-        max_rows = min(max(self._budget // TOKENS_A_ROW, a_part), self._config_rows, share)
+        max_rows = min(max(self._budget // TOKENS_A_ROW, a_part), _most_rows(self._config), share)
         max_bytes = max(max_rows * TOKENS_A_ROW * BYTES_A_TOKEN, 4096)
         a_batch = max(self._budget / (max_rows * TOKENS_A_ROW), 1)
         window = int(BATCHES_IN_FLIGHT * a_batch * self._num_worker) + 1
-        window = min(window, share // max_rows, 256)
+        window = min(window, share // max_rows, MAX_WINDOW)
         return Limits(
             max_rows=max_rows,
             max_bytes=min(max_bytes, most),
@@ -197,12 +198,23 @@ class Roster:
             },
         }
 
-    @property
-    def _config_rows(self) -> int:
-        return min(self._settings["max_batch_size"] or MAX_ROWS_A_REQUEST, MAX_ROWS)
-
     def _sorted(self) -> list[WorkerRecord]:
         return sorted(self._records.values(), key=lambda record: record.id)
+
+
+def most_unanswered(config: BrokerConfig) -> int:
+    """Return how many requests a client may have unanswered by any limits that it can be told."""
+    rows = min(MAX_WINDOW * _most_rows(config), _share(config))  # of which each may have one
+    return max(rows, Limits.window * Limits.max_rows)
+
+
+def _most_rows(config: BrokerConfig) -> int:
+    return min(config.settings["max_batch_size"] or MAX_ROWS_A_REQUEST, MAX_ROWS)
+
+
+def _share(config: BrokerConfig) -> int:
+    """Return how many rows one client may hold."""
+    return max(config.limits.max_queue_rows // 2, 1)
 
 
 def _status(record: WorkerRecord) -> dict[str, Any]:

@@ -145,6 +145,24 @@ def test_a_request_beyond_the_byte_limit_is_refused() -> None:
     assert codes(scene.ask("c0", nbytes=1)) == ["overloaded"]
 
 
+def test_what_is_kept_beside_the_rows_counts_against_the_byte_limit_and_costs_nothing() -> None:
+    scene = Scene(max_queue_bytes=100)
+    first, other, large = (
+        RequestArrived(client, 0, 1, 10, 60.0, None, other_bytes=other_bytes)
+        for client, other_bytes in ((b"a", 40), (b"b", 41), (b"c", 91))
+    )
+    assert codes(scene.play(first)) == []
+    assert codes(scene.play(other)) == ["overloaded"]
+    assert codes(scene.play(large)) == ["too_large"]
+    assert scene.scheduler.queued_bytes == 50
+    without = Scene()
+    without.ask("a0", nbytes=10)
+    assert scene.scheduler._ledger.cost == without.scheduler._ledger.cost
+    scene.play(RequestsCancelled(b"a", [0]))
+    assert scene.scheduler.queued_bytes == 0
+    assert codes(scene.play(other)) == []
+
+
 def test_what_workers_have_in_hand_counts_against_the_limits() -> None:
     scene = Scene(max_queue_rows=10)
     scene.start("w")

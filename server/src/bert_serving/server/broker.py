@@ -60,6 +60,8 @@ log = logging.getLogger("bert_serving.broker")
 MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
 HELD_TURN_S = 0.005  # while a client is held: how soon it gets more
+RECEIVED_BYTES = 8192  # at a time, by ZeroMQ: a smaller frame would keep all of them
+REQUEST_BYTES = 1024  # of the broker's own, for each request that waits
 
 
 def run(config: BrokerConfig) -> int:
@@ -185,6 +187,7 @@ class Broker:
             return
         self._clients.heard(frames[0])
         if isinstance(request, EncodeEnvelope):
+            _, _, header, rows = frames
             self._arrivals.append(
                 events.RequestArrived(
                     client=route,
@@ -192,8 +195,9 @@ class Broker:
                     rows=request.rows,
                     nbytes=request.nbytes,
                     ttl_s=request.ttl_ms / 1000,
-                    payload=frames[2:],
+                    payload=[header.bytes, rows if len(rows) > RECEIVED_BYTES else rows.bytes],
                     group=request.group,
+                    other_bytes=len(header) + REQUEST_BYTES,
                 )
             )
         elif isinstance(request, Cancel):

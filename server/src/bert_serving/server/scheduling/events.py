@@ -21,7 +21,8 @@ Worker: TypeAlias = bytes
 class RequestArrived:
     """A client sent a request; it is queued, or refused at once.
 
-    `group` says who else gets the answer; it comes back with it.
+    `nbytes` are its rows', which say what it costs; `other_bytes` are kept beside them while it
+    waits. `group` says who else gets the answer; it comes back with it.
     """
 
     client: Client
@@ -31,6 +32,7 @@ class RequestArrived:
     ttl_s: float
     payload: Any
     group: Any = None
+    other_bytes: int = 0
 
 
 @dataclass(slots=True)

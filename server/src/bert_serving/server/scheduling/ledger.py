@@ -34,7 +34,7 @@ class Ledger:
     Attributes:
         requests: how many are open.
         rows: rows of them.
-        nbytes: bytes of them.
+        nbytes: bytes that are kept of them.
         cost: estimated tokens of them.
 
     """
@@ -75,12 +75,13 @@ class Ledger:
         memory of a switch). A first request may be larger, or it could never be accepted.
         """
         rows, nbytes = self._limits.max_queue_rows, self._limits.max_queue_bytes
-        if new.rows > rows or new.nbytes > nbytes:
+        new_bytes = new.nbytes + new.other_bytes
+        if new.rows > rows or new_bytes > nbytes:
             return "too_large", (
-                f"the request has {new.rows} rows in {new.nbytes} bytes, and the server takes"
+                f"the request has {new.rows} rows in {new_bytes} bytes, and the server takes"
                 f" {rows} rows in {nbytes} bytes; cut it into smaller ones"
             )
-        if self.rows + new.rows > rows or self.nbytes + new.nbytes > nbytes:
+        if self.rows + new.rows > rows or self.nbytes + new_bytes > nbytes:
             return "overloaded", (
                 f"{self.rows} rows in {self.nbytes} bytes are waiting, and at most {rows} rows"
                 f" in {nbytes} bytes may; try again later"
@@ -88,7 +89,7 @@ class Ledger:
         held = self._accounts.get(new.client)
         if held and (
             held.rows + new.rows > rows - self.rows - new.rows
-            or held.nbytes + new.nbytes > nbytes - self.nbytes - new.nbytes
+            or held.nbytes + new_bytes > nbytes - self.nbytes - new_bytes
         ):
             return "overloaded", (
                 f"{held.rows} rows in {held.nbytes} bytes of this client are waiting, and no client"
@@ -103,10 +104,10 @@ class Ledger:
             account = self._accounts[request.client] = Account()
         account.requests[request.request_id] = request
         account.rows += request.rows
-        account.nbytes += request.nbytes
+        account.nbytes += request.nbytes + request.other_bytes
         self.requests += 1
         self.rows += request.rows
-        self.nbytes += request.nbytes
+        self.nbytes += request.nbytes + request.other_bytes
         self.cost += request.cost
         if request.deadline < inf:
             self._pushes += 1
@@ -119,12 +120,12 @@ class Ledger:
         del account.requests[request.request_id]
         if account.requests:
             account.rows -= request.rows
-            account.nbytes -= request.nbytes
+            account.nbytes -= request.nbytes + request.other_bytes
         else:
             del self._accounts[request.client]
         self.requests -= 1
         self.rows -= request.rows
-        self.nbytes -= request.nbytes
+        self.nbytes -= request.nbytes + request.other_bytes
         self.cost = self.cost - request.cost if self.requests else 0.0
         request.is_open = False
         request.payload = None

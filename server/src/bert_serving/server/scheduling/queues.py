@@ -39,6 +39,8 @@ class Request:
     """An accepted request, for as long as anything refers to it.
 
     Attributes:
+        nbytes: of its rows.
+        other_bytes: that are kept beside them.
         cost: estimated tokens.
         deadline: when it is to be answered with an error, `inf` for never.
         is_small: of the class of small requests.
@@ -58,6 +60,7 @@ class Request:
     deadline: float
     payload: Any
     group: Any = None
+    other_bytes: int = 0
     is_small: bool = False
     is_open: bool = True
     is_queued: bool = False
@@ -168,7 +171,7 @@ class RequestQueue:
     Attributes:
         requests: how many wait, suspects included.
         rows: rows of them.
-        nbytes: bytes of them.
+        nbytes: bytes that are kept of them.
 
     """
 
@@ -334,4 +337,4 @@ class RequestQueue:
         request.is_queued = sign > 0
         self.requests += sign
         self.rows += sign * request.rows
-        self.nbytes += sign * request.nbytes
+        self.nbytes += sign * (request.nbytes + request.other_bytes)

@@ -183,6 +183,7 @@ class Scheduler:
             deadline=self._now + new.ttl_s,
             payload=new.payload,
             group=new.group,
+            other_bytes=new.other_bytes,
         )
         self.counters.accepted += 1
         self._ledger.open(request)

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from bert_serving.client.broadcasts import MAX_UNREAD_BYTES
 from bert_serving.client.errors import InvalidRequest, RequestTimeout, ServerUnreachable
 from bert_serving.client.frames import decode_message, encode_message
 from bert_serving.client.group_messages import Membership
+from bert_serving.client.protocol import parse_answer
 from bert_serving.client.sockets import send_frames
 from bert_serving.server.model.fake import fake_embedding, fake_tokens
 
@@ -183,6 +186,30 @@ def test_a_member_that_is_gone_is_no_member_and_hurts_nobody(start_server: Start
             sender.encode(f"number {number}", group="left")
         assert len(list(member.listen(QUIET))) == 20
         assert num_members(server) == 1
+
+
+def test_members_that_are_gone_leave_room_for_others(start_server: Starter) -> None:
+    server = start_server()
+
+    def crowd(kind: str) -> None:
+        with zmq.Context() as context, ExitStack() as stack:
+            for number in range(16):
+                socket = stack.enter_context(context.socket(zmq.DEALER))
+                socket.linger = 0
+                socket.connect(f"tcp://127.0.0.1:{server.port}")
+                names = [
+                    f"{kind} {number} {n}" for n in range(62)
+                ]  # of 16, almost all there can be
+                eventually(partial(joined, socket, names))
+            assert num_members(server) >= 16 * 62
+
+    def joined(socket: zmq.Socket[Any], names: list[str]) -> bool:
+        socket.send_multipart(Membership(1, names).to_frames())
+        assert socket.poll(SOON)
+        return isinstance(parse_answer(socket.recv_multipart()), Membership)
+
+    crowd("first")
+    crowd("second")
 
 
 def test_a_client_that_was_killed_is_no_member(start_server: Starter) -> None:

@@ -17,8 +17,9 @@ from bert_serving.client.frames import encode_message
 from bert_serving.client.messages import Hello, Result, Welcome
 from bert_serving.client.protocol import parse_answer
 from bert_serving.client.rows import pack_rows
-from bert_serving.server.clients import STRETCH_BYTES, Clients
+from bert_serving.server.clients import Clients
 from bert_serving.server.model.fake import fake_embedding
+from bert_serving.server.unread import STRETCH_BYTES
 
 DIM = 4096
 ROWS = 200
@@ -177,8 +178,14 @@ def pipe() -> Iterator[Pipe]:
 
 
 @pytest.fixture
-def clients(pipe: Pipe) -> Clients:
-    clients = Clients(20 * STRETCH_BYTES)
+def asking() -> set[bytes]:
+    """Who has something open."""
+    return set()
+
+
+@pytest.fixture
+def clients(pipe: Pipe, asking: set[bytes]) -> Clients:
+    clients = Clients(20 * STRETCH_BYTES, has_open=asking.__contains__)
     clients.heard(pipe.first)
     return clients
 
@@ -212,6 +219,16 @@ def test_who_has_read_nothing_for_long_is_hopeless(
     clients.forget(pipe.route)
     assert not clients.are_held
     assert clients.unread_bytes == 0
+
+
+def test_a_silent_client_that_will_get_an_answer_is_kept(
+    pipe: Pipe, clients: Clients, asking: set[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bert_serving.server.clients.ACTIVE_S", 0.0)
+    asking.add(pipe.route)
+    assert clients.count() == 0
+    pipe.fill(clients, STRETCH_BYTES)
+    assert clients.unread_bytes > 8 * STRETCH_BYTES
 
 
 def test_an_idle_client_is_forgotten_unless_it_has_to_read_or_listens(

@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -93,7 +93,7 @@ class Broker:
         self._remote = RemoteAdministration(self._sockets, self._tell_supervisor, self._answer)
         self._events: deque[events.Event] = deque()
         self._arrivals: list[events.RequestArrived] = []
-        self._clients = Clients(config.max_unread_bytes)
+        self._clients = Clients(config.max_unread_bytes, self._scheduler.has_open)
         self._was_ready = False
         self._is_stopping = False
 
@@ -157,9 +157,7 @@ class Broker:
             self._handle(events.TimePassed())
         if self._clients.are_held:
             self._look_at_the_held()
-        for route in self._sockets.door.gone() if self._sockets.door is not None else ():
-            self._lose(route)
-            self._handle(events.ClientLost(route))
+        self._lose_all(self._sockets.door.gone() if self._sockets.door is not None else ())
         backend_door = self._sockets.backend_door
         for route in backend_door.gone() if backend_door is not None else ():
             if route in self._roster:
@@ -185,7 +183,7 @@ class Broker:
             answer = ErrorAnswer(request_id, "invalid_request", str(error))
             self._send(self._frontend, [route, *answer.to_frames()])
             return
-        self._clients.heard(frames[0])
+        self._lose_all(self._clients.heard(frames[0]))
         if isinstance(request, EncodeEnvelope):
             _, _, header, rows = frames
             self._arrivals.append(
@@ -228,7 +226,12 @@ class Broker:
         self._answer(route, welcome.to_frames())
 
     def _on_membership(self, route: bytes, membership: Membership) -> None:
+        if route not in self._clients:  # its connection has ended
+            return
         refusal = self._groups.set(route, membership.groups)
+        if refusal is not None:
+            self._lose_all(self._clients.ended())
+            refusal = self._groups.set(route, membership.groups)
         if refusal is None:
             self._clients.set_listening(route, is_listening=bool(membership.groups))
             self._answer(route, membership.to_frames())
@@ -238,17 +241,26 @@ class Broker:
     def _answer(self, route: bytes, frames: Sequence[Any]) -> None:
         """Send a client its answer; one that is gone, or reads no answers, is lost."""
         if not self._send(self._frontend, [route, *self._clients.account(route, frames)]):
-            self._clients.hang_up(route)
-            self._lose(route)
-            self._events.append(events.ClientLost(route))
+            self._give_up(route)
         elif self._clients.is_to_be_held(route):
             self._events.append(events.ClientHeld(route))
 
     def _look_at_the_held(self) -> None:
         for route in self._clients.released():
             self._handle(events.ClientReleased(route))
-        for route in self._clients.hopeless():
+        hopeless = self._clients.hopeless()
+        for route in hopeless:
             self._clients.hang_up(route)
+        self._lose_all(hopeless)
+
+    def _give_up(self, route: bytes) -> None:
+        """End the connection of a client that is gone, or does not read."""
+        self._clients.hang_up(route)
+        self._lose(route)
+        self._events.append(events.ClientLost(route))
+
+    def _lose_all(self, routes: Collection[bytes]) -> None:
+        for route in routes:
             self._lose(route)
             self._handle(events.ClientLost(route))
 

@@ -57,6 +57,10 @@ class Ledger:
         account = self._accounts.get(client)
         return None if account is None else account.requests.get(request_id)
 
+    def has_open(self, client: Client) -> bool:
+        """Whether a client has anything open."""
+        return client in self._accounts
+
     def requests_of(self, client: Client) -> Sequence[Request]:
         """Return all that a client has open, oldest first."""
         account = self._accounts.get(client)

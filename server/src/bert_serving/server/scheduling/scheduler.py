@@ -110,6 +110,10 @@ class Scheduler:
         """Nothing that was accepted is unanswered."""
         return not self._ledger.requests
 
+    def has_open(self, client: events.Client) -> bool:
+        """Whether a client has something unanswered."""
+        return self._ledger.has_open(client)
+
     @property
     def is_draining(self) -> bool:
         """Nothing is accepted any more."""

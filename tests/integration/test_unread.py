@@ -14,6 +14,7 @@ import zmq
 from server_process import SECOND, ServerProcess, Starter, eventually, memory_kib
 
 from bert_serving.client.frames import encode_message
+from bert_serving.client.group_messages import Membership
 from bert_serving.client.messages import Hello, Result, Welcome
 from bert_serving.client.protocol import parse_answer
 from bert_serving.client.rows import pack_rows
@@ -101,6 +102,17 @@ def test_who_reads_may_get_any_amount(server: ServerProcess) -> None:
         assert len(client.encode(rows)) == len(rows)
         eventually(lambda: unread_bytes(server) == 0)
     assert "its connection is ended" not in server.log
+
+
+def test_a_member_that_does_not_read_gets_no_more_copies(server: ServerProcess) -> None:
+    with who_does_not_read(server) as member, server.client() as sender:
+        member.send_multipart(Membership(1, ["readers"]).to_frames())
+        assert isinstance(parse_answer(member.recv_multipart()), Membership)
+        for _ in range(REQUESTS):
+            sender.encode(["a"] * ROWS, group="readers")
+        eventually(lambda: server.status()["statistic"]["num_members"] == 0)
+        assert "its connection is ended" in server.log
+        eventually(lambda: unread_bytes(server) == 0)
 
 
 def test_a_window_of_small_answers_may_be_read_late(start_server: Starter) -> None:

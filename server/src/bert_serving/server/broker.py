@@ -417,7 +417,10 @@ class Broker:
         connection = self._clients.name_of(delivered.client)
         frames = broadcast_frames(delivered.group, connection, delivered.answer)
         for member in members:
-            self._answer(member, frames)
+            if self._clients.is_held(member):
+                self._give_up(member)
+            else:
+                self._answer(member, frames)
 
     def _dispatch(self, action: events.Dispatch) -> None:
         queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]

@@ -130,6 +130,10 @@ class Clients:
         self._held[route] = _Hold(self._unread.of(route), time.monotonic())
         return True
 
+    def is_held(self, route: bytes) -> bool:
+        """Whether a client is to get no more answers until it has read."""
+        return route in self._held
+
     @property
     def are_held(self) -> bool:
         """Whether some client is held: how it does is to be looked at every few milliseconds."""

@@ -38,6 +38,7 @@ DIM = 384
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
 """How a ZMTP 3.1 peer begins."""
 READY = b"\x04\x29\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+OLD_HELLO = msgpack.packb({"type": "hello", "client": "x"})
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ RAW: dict[str, bytes] = {
     "half a greeting": GREETING[:20],
     "another mechanism": GREETING.replace(b"NULL", b"CURV"),
     "an old version": b"\x01\x00\x00",
+    "a hello of ZMTP 1.0": b"\x01\x00" + b"\x06\x01" + VERSION_FRAME + b"\x16\x00" + OLD_HELLO,
     "no handshake": GREETING + b"\x00" * 1000,
     "a command that is cut": GREETING + READY[:9],
     "a frame that is never sent": GREETING + READY + b"\x02" + struct.pack(">Q", 1 << 40),

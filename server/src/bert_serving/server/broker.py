@@ -183,7 +183,10 @@ class Broker:
             answer = ErrorAnswer(request_id, "invalid_request", str(error))
             self._send(self._frontend, [route, *answer.to_frames()])
             return
-        self._lose_all(self._clients.heard(frames[0]))
+        gone = self._clients.heard(frames[0])
+        if gone is None:
+            return
+        self._lose_all(gone)
         if isinstance(request, EncodeEnvelope):
             _, _, header, rows = frames
             self._arrivals.append(
@@ -226,8 +229,6 @@ class Broker:
         self._answer(route, welcome.to_frames())
 
     def _on_membership(self, route: bytes, membership: Membership) -> None:
-        if route not in self._clients:  # its connection has ended
-            return
         refusal = self._groups.set(route, membership.groups)
         if refusal is not None:
             self._lose_all(self._clients.ended())

@@ -57,29 +57,31 @@ class Clients:
         self._key = os.urandom(16)
         self._next_look = 0.0
 
-    def __contains__(self, route: bytes) -> bool:
-        return route in self._clients
-
     @property
     def unread_bytes(self) -> int:
         """Bytes of the answers that wait to be read."""
         self._unread.settle()
         return self._unread.nbytes
 
-    def heard(self, first: zmq.Frame) -> Collection[bytes]:
+    def heard(self, first: zmq.Frame) -> Collection[bytes] | None:
         """Note that a client has sent a message, by its first frame, which is its route.
 
-        Returns the clients that are thereby known to be gone. One whose own connection has ended
-        already is not noted: it will read no answer.
+        Returns the clients that are thereby known to be gone; None if this one cannot be
+        answered: its connection has ended, or speaks a version of ZeroMQ's protocol before 3.0,
+        in which a message does not tell where it came from.
         """
-        now, route, descriptor = time.monotonic(), first.bytes, int(first.get(zmq.SRCFD))
+        try:
+            descriptor = int(first.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return None
+        now, route = time.monotonic(), first.bytes
         client = self._clients.get(route)
         if client is not None and client.descriptor == descriptor:
             client.heard_at = now
             return ()
         gone = self._holders.add(descriptor, route)
         if gone is None:
-            return ()
+            return None
         if client is not None:
             self._holders.remove(client.descriptor, route)
         self._clients[route] = _Client(now, descriptor, peer_of(descriptor))

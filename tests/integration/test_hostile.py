@@ -30,6 +30,7 @@ from bert_serving.client.errors import (
     VersionMismatch,
 )
 from bert_serving.client.frames import VERSION_FRAME, encode_message
+from bert_serving.client.messages import Welcome
 from bert_serving.client.protocol import ErrorAnswer, Result, parse_answer
 from bert_serving.client.rows import pack_rows
 from bert_serving.server.model.fake import fake_embedding
@@ -147,6 +148,7 @@ def deep(levels: int) -> Any:
     return value
 
 
+HELLO = {"type": "hello", "client": "x"}
 NOT_MESSAGES: dict[str, list[Any]] = {
     "one empty frame": [b""],
     "one frame": [b"hello"],
@@ -269,6 +271,29 @@ def test_an_id_that_is_open_twice_is_refused_both_times(server: ServerProcess) -
 
 def test_a_request_without_time_is_answered_so(server: ServerProcess) -> None:
     assert refused(server, encode_frames(ttl_ms=0), "deadline_exceeded")
+
+
+def test_headers_that_take_long_to_look_at_hold_nobody_up(server: ServerProcess) -> None:
+    empty_lists = b"\xdc\x00\x00" * 65_536
+    header = b"\x83\xa1x\xdd\x00\x01\x00\x00" + empty_lists + encode_message(HELLO)[1][1:]
+    address, hellos = f"tcp://127.0.0.1:{server.port}", 64
+    with dealer(address) as slow, dealer(address) as other:
+        for socket in (slow, other):
+            socket.send_multipart(encode_message(HELLO))
+            assert socket.poll(int(5_000 * SECOND))
+            socket.recv_multipart()
+        for _ in range(hellos):
+            slow.send_multipart([VERSION_FRAME, header])
+        other.send_multipart(encode_frames())
+        assert other.poll(int(30_000 * SECOND))
+        answered = 0
+        while slow.poll(0):
+            assert isinstance(parse_answer(slow.recv_multipart()), Welcome)
+            answered += 1
+        assert answered < hellos
+        for _ in range(hellos - answered):
+            assert slow.poll(int(30_000 * SECOND))
+            slow.recv_multipart()
 
 
 def test_cancelling_what_is_not_there_does_nothing(server: ServerProcess) -> None:

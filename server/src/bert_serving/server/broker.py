@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from bert_serving.client.admin_messages import Admin
-from bert_serving.client.errors import ProtocolError, VersionMismatch
+from bert_serving.client.errors import ProtocolError
 from bert_serving.client.frames import VERSION_FRAME
 from bert_serving.client.group_messages import Membership, broadcast_frames
 from bert_serving.client.messages import (
@@ -38,6 +38,7 @@ from .broker_sockets import FLUSH_MS, BrokerSockets, CannotListen
 from .clients import Clients
 from .descriptors import Gate
 from .groups import Groups, is_result
+from .incoming import Incoming, described
 from .processes import Parent, run_role
 from .remote_administration import RemoteAdministration
 from .remote_workers import check_route, difference
@@ -58,6 +59,7 @@ from .worker_protocol import (
 log = logging.getLogger("bert_serving.broker")
 
 MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
+READING_S = 0.05  # a turn: some headers take long to look at, and the others wait
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
 HELD_TURN_S = 0.005  # while a client is held: how soon it gets more
 RECEIVED_BYTES = 8192  # at a time, by ZeroMQ: a smaller frame would keep all of them
@@ -88,6 +90,7 @@ class Broker:
         self._groups = Groups()
         self._sockets = BrokerSockets(config, context)
         self._frontend, self._backend = self._sockets.frontend, self._sockets.backend
+        self._incoming = Incoming(self._frontend)
         self._supervisor = context.socket(zmq.DEALER)
         self._parent = Parent()
         self._remote = RemoteAdministration(self._sockets, self._tell_supervisor, self._answer)
@@ -116,7 +119,7 @@ class Broker:
         receivers: dict[Any, Callable[[], None]] = {
             **self._sockets.receivers(),  # first, while the address of a refused peer can be had
             self._backend: partial(self._receive, self._backend, self._on_worker),
-            self._frontend: partial(self._receive, self._frontend, self._on_client),
+            self._frontend: self._receive_clients,
             self._supervisor: partial(self._receive, self._supervisor, self._on_supervisor),
         }
         for socket in receivers:
@@ -167,6 +170,13 @@ class Broker:
     def _receive(self, socket: zmq.Socket[Any], on_message: Callable[[list[Any]], None]) -> None:
         for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
             on_message(frames)
+
+    def _receive_clients(self) -> None:
+        end = time.monotonic() + READING_S
+        for frames in self._incoming.messages(MAX_MESSAGES_A_TURN):
+            self._on_client(frames)
+            if self._clients.heard_at > end:
+                break
         self._take_arrivals()
 
     # clients
@@ -174,19 +184,19 @@ class Broker:
     def _on_client(self, frames: list[Any]) -> None:
         if self._sockets.door is not None and not self._sockets.door.lets_in(frames[0]):
             return
-        route = frames[0].bytes
-        try:
-            request = parse_request([frame.buffer for frame in frames[1:]])
-        except ProtocolError as error:
-            log.warning("a client sent what cannot be read: %s", _described(error, frames))
-            request_id = getattr(error, "request_id", None)
-            answer = ErrorAnswer(request_id, "invalid_request", str(error))
-            self._send(self._frontend, [route, *answer.to_frames()])
-            return
         gone = self._clients.heard(frames[0])
         if gone is None:
             return
         self._lose_all(gone)
+        route = frames[0].bytes
+        try:
+            request = parse_request([frame.buffer for frame in frames[1:]])
+        except ProtocolError as error:
+            log.warning("a client sent what cannot be read: %s", described(error, frames))
+            request_id = getattr(error, "request_id", None)
+            answer = ErrorAnswer(request_id, "invalid_request", str(error))
+            self._answer(route, answer.to_frames())
+            return
         if isinstance(request, EncodeEnvelope):
             _, _, header, rows = frames
             self._arrivals.append(
@@ -442,15 +452,6 @@ class Broker:
             retry_after_ms = round(action.retry_after_s * 1000)
         answer = ErrorAnswer(action.request_id, action.code, action.message, retry_after_ms)
         self._answer(action.client, answer.to_frames())
-
-
-def _described(error: ProtocolError, frames: Sequence[Any]) -> str:
-    """Return for the log what is wrong: the error's own words may quote what the client sent."""
-    if isinstance(error, VersionMismatch):
-        return str(error)
-    sizes = ", ".join(str(len(frame)) for frame in frames[1:9])
-    more = " and more" if len(frames) > 9 else ""
-    return f"{type(error).__name__}, in frames of {sizes or 'no'} bytes{more}"
 
 
 if __name__ == "__main__":

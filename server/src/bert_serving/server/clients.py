@@ -46,9 +46,13 @@ class Clients:
         max_unread_bytes: of the answers that wait for clients to read them, of all together.
         has_open: whether a client will get an answer.
 
+    Attributes:
+        heard_at: when some client was heard last.
+
     """
 
     def __init__(self, max_unread_bytes: int, has_open: Callable[[bytes], bool]) -> None:
+        self.heard_at = 0.0
         self._has_open = has_open
         self._clients: dict[bytes, _Client] = {}
         self._holders = Holders()
@@ -74,7 +78,8 @@ class Clients:
             descriptor = int(first.get(zmq.SRCFD))
         except zmq.ZMQError:
             return None
-        now, route = time.monotonic(), first.bytes
+        self.heard_at = now = time.monotonic()
+        route = first.bytes
         client = self._clients.get(route)
         if client is not None and client.descriptor == descriptor:
             client.heard_at = now

@@ -22,7 +22,7 @@ import zmq
 from bert_serving.client.admin_messages import Admin
 from bert_serving.client.errors import ProtocolError
 from bert_serving.client.frames import VERSION_FRAME
-from bert_serving.client.group_messages import Membership, broadcast_frames
+from bert_serving.client.group_messages import Membership
 from bert_serving.client.messages import (
     Cancel,
     EncodeEnvelope,
@@ -33,11 +33,12 @@ from bert_serving.client.messages import (
 from bert_serving.client.protocol import parse_request
 from bert_serving.client.sockets import received_messages, send_frames
 
-from . import exit_codes, logs
+from . import exit_codes, logs, outgoing
 from .broker_sockets import FLUSH_MS, BrokerSockets, CannotListen
 from .clients import Clients
+from .copies import Copies
 from .descriptors import Gate
-from .groups import Groups, is_result
+from .groups import Groups
 from .incoming import Incoming, described
 from .processes import Parent, run_role
 from .remote_administration import RemoteAdministration
@@ -48,7 +49,6 @@ from .scheduling import events
 from .scheduling.scheduler import Scheduler
 from .worker_protocol import (
     Answers,
-    Batch,
     broker_route,
     message,
     read_from_worker,
@@ -60,6 +60,7 @@ log = logging.getLogger("bert_serving.broker")
 
 MAX_MESSAGES_A_TURN = 64  # what has arrived together can be computed together
 READING_S = 0.05  # a turn: some headers take long to look at, and the others wait
+MAX_COPIES_A_TURN = 1_000  # some milliseconds
 TURN_S = 1.0  # longest sleep: how soon an orphan notices
 HELD_TURN_S = 0.005  # while a client is held: how soon it gets more
 RECEIVED_BYTES = 8192  # at a time, by ZeroMQ: a smaller frame would keep all of them
@@ -88,6 +89,7 @@ class Broker:
         self._scheduler = Scheduler(config.limits, first_batch=secrets.randbits(48))
         self._roster = Roster(config)
         self._groups = Groups()
+        self._copies = Copies(self._groups)
         self._sockets = BrokerSockets(config, context)
         self._frontend, self._backend = self._sockets.frontend, self._sockets.backend
         self._incoming = Incoming(self._frontend)
@@ -118,7 +120,7 @@ class Broker:
         poller = zmq.Poller()
         receivers: dict[Any, Callable[[], None]] = {
             **self._sockets.receivers(),  # first, while the address of a refused peer can be had
-            self._backend: partial(self._receive, self._backend, self._on_worker),
+            self._backend: self._receive_workers,
             self._frontend: self._receive_clients,
             self._supervisor: partial(self._receive, self._supervisor, self._on_supervisor),
         }
@@ -145,9 +147,12 @@ class Broker:
 
     @property
     def _is_finished(self) -> bool:
-        return self._is_stopping or (self._scheduler.is_draining and self._scheduler.is_idle)
+        is_done = self._scheduler.is_draining and self._scheduler.is_idle and not self._copies
+        return self._is_stopping or is_done
 
     def _sleep_ms(self) -> int:
+        if self._copies:
+            return 0
         wakeup = self._scheduler.next_wakeup()
         longest = HELD_TURN_S if self._clients.are_held else TURN_S
         if wakeup is None:
@@ -158,6 +163,8 @@ class Broker:
         wakeup = self._scheduler.next_wakeup()
         if wakeup is not None and wakeup <= time.monotonic():
             self._handle(events.TimePassed())
+        if self._copies:
+            self._send_copies()
         if self._clients.are_held:
             self._look_at_the_held()
         self._lose_all(self._sockets.door.gone() if self._sockets.door is not None else ())
@@ -170,6 +177,10 @@ class Broker:
     def _receive(self, socket: zmq.Socket[Any], on_message: Callable[[list[Any]], None]) -> None:
         for frames in received_messages(socket, MAX_MESSAGES_A_TURN):
             on_message(frames)
+
+    def _receive_workers(self) -> None:
+        if not self._copies:  # or these would become more and more
+            self._receive(self._backend, self._on_worker)
 
     def _receive_clients(self) -> None:
         end = time.monotonic() + READING_S
@@ -263,6 +274,14 @@ class Broker:
         for route in hopeless:
             self._clients.hang_up(route)
         self._lose_all(hopeless)
+
+    def _send_copies(self) -> None:
+        for member, frames in self._copies.take(MAX_COPIES_A_TURN):
+            if self._clients.is_held(member):
+                self._give_up(member)
+            else:
+                self._answer(member, frames)
+        self._handle(events.TimePassed())  # and who was lost by that
 
     def _give_up(self, route: bytes) -> None:
         """End the connection of a client that is gone, or does not read."""
@@ -409,49 +428,21 @@ class Broker:
         if isinstance(action, events.Deliver):
             self._answer(action.client, [VERSION_FRAME, *action.answer])
             if action.group is not None:
-                self._broadcast(action)
+                self._copies.add(action, self._clients.name_of(action.client))
         elif isinstance(action, events.Dispatch):
             self._dispatch(action)
         elif isinstance(action, events.AnswerError):
-            self._answer_error(action)
+            self._answer(action.client, outgoing.error(action).to_frames())
         elif isinstance(action, events.WorkerDone):
             self._send(self._backend, [action.worker, *message("stop")])
         else:
             log.error("worker %s holds a batch past its limit", action.worker.decode())
             self._end_worker(action.worker)
 
-    def _broadcast(self, delivered: events.Deliver) -> None:
-        """Send the other members of a group their copies; an error is the sender's alone."""
-        members = self._groups.others(delivered.group.name, delivered.client)
-        if not members or not is_result(delivered.answer[0].buffer):
-            return
-        connection = self._clients.name_of(delivered.client)
-        frames = broadcast_frames(delivered.group, connection, delivered.answer)
-        for member in members:
-            if self._clients.is_held(member):
-                self._give_up(member)
-            else:
-                self._answer(member, frames)
-
     def _dispatch(self, action: events.Dispatch) -> None:
-        queued_ms = [round(waited * 1000, 3) for waited in action.queued_s]
-        batch = Batch(
-            action.batch_id,
-            action.payloads,
-            queued_ms,
-            sent_at=time.monotonic(),
-            is_express=action.is_express,
-            is_interruptible=action.is_interruptible,
-        )
+        batch = outgoing.batch(action, time.monotonic())
         if not self._send(self._backend, [action.worker, *batch.to_frames()]):
             self._events.append(events.WorkerLost(action.worker))
-
-    def _answer_error(self, action: events.AnswerError) -> None:
-        retry_after_ms = None
-        if action.retry_after_s is not None:
-            retry_after_ms = round(action.retry_after_s * 1000)
-        answer = ErrorAnswer(action.request_id, action.code, action.message, retry_after_ms)
-        self._answer(action.client, answer.to_frames())
 
 
 if __name__ == "__main__":

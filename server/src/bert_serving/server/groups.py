@@ -47,6 +47,10 @@ class Groups:
         """Return the members of a group without the one that sends."""
         return [route for route in self._members.get(name, ()) if route != sender]
 
+    def has(self, name: str, route: bytes) -> bool:
+        """Whether a client is in a group."""
+        return route in self._members.get(name, ())
+
     @property
     def num_groups(self) -> int:
         """How many groups there are."""

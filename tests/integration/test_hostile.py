@@ -39,7 +39,7 @@ DIM = 384
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48)
 """How a ZMTP 3.1 peer begins."""
 READY = b"\x04\x29\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
-OLD_HELLO = msgpack.packb({"type": "hello", "client": "x"})
+PACKED_HELLO = msgpack.packb({"type": "hello", "client": "x"})
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +71,9 @@ RAW: dict[str, bytes] = {
     "half a greeting": GREETING[:20],
     "another mechanism": GREETING.replace(b"NULL", b"CURV"),
     "an old version": b"\x01\x00\x00",
-    "a hello of ZMTP 1.0": b"\x01\x00" + b"\x06\x01" + VERSION_FRAME + b"\x16\x00" + OLD_HELLO,
+    "a hello of ZMTP 1.0": b"\x01\x00" + b"\x06\x01" + VERSION_FRAME + b"\x16\x00" + PACKED_HELLO,
     "no handshake": GREETING + b"\x00" * 1000,
     "a command that is cut": GREETING + READY[:9],
-    "a frame that is never sent": GREETING + READY + b"\x02" + struct.pack(">Q", 1 << 40),
-    "a negative size": GREETING + READY + b"\x02" + b"\xff" * 8,
-    "unknown flags": GREETING + READY + b"\xf8\x05hello",
     "garbage": random.Random(5).randbytes(50_000),
 }
 
@@ -91,6 +88,51 @@ def test_raw_bytes_on_the_port_harm_nobody(server: ServerProcess, data: bytes) -
                 peer.recv(100)
             except (TimeoutError, ConnectionError):
                 pass
+
+
+def greeted(server: ServerProcess) -> sockets.socket:
+    """Return a connection that has been taken for a client's."""
+    peer = sockets.create_connection(("127.0.0.1", server.port), 5 * SECOND)
+    peer.sendall(GREETING)
+    received(peer, len(GREETING))
+    peer.sendall(READY)
+    _, size = received(peer, 2)
+    assert received(peer, size).startswith(b"\x05READY")
+    return peer
+
+
+def received(peer: sockets.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = peer.recv(size - len(data))
+        assert part, "it has hung up"
+        data += part
+    return data
+
+
+HELLO_FRAMES = b"\x01\x05" + VERSION_FRAME + bytes([0, len(PACKED_HELLO)]) + PACKED_HELLO
+RAW_FRAMES: dict[str, bytes] = {
+    "a frame that is never sent": b"\x02" + struct.pack(">Q", 1 << 40),
+    "a frame that is cut": HELLO_FRAMES[:-3],
+    "a negative size": b"\x02" + b"\xff" * 8,
+    "unknown flags": b"\xf8\x05hello",
+    "an unknown command": b"\x04\x06\x05HELLO",
+    "an endless message": HELLO_FRAMES + b"\x01\x00" * 10_000,
+    "garbage": random.Random(6).randbytes(50_000),
+}
+
+
+@pytest.mark.parametrize("data", RAW_FRAMES.values(), ids=RAW_FRAMES)
+def test_raw_frames_of_a_client_harm_nobody(server: ServerProcess, data: bytes) -> None:
+    for _ in range(5):
+        with greeted(server) as peer:
+            peer.sendall(HELLO_FRAMES)
+            assert received(peer, 7)[2:] == VERSION_FRAME
+            peer.settimeout(0.1 * SECOND)
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                peer.sendall(data)
+                while peer.recv(1_000):
+                    pass
 
 
 def test_connections_that_stay_half_open_harm_nobody(server: ServerProcess) -> None:

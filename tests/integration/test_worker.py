@@ -38,13 +38,11 @@ class WorkerProcess:
     def __init__(
         self, context: zmq.Context[Any], folder: Path, *, overlap: bool, row_ms: float
     ) -> None:
-        backend = f"ipc://{folder}/backend"
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger = 0
-        self.socket.bind(backend)
+        self._context, self._place = context, folder / "backend"
+        self.listen()
         config = WorkerConfig(
             worker_id=0,
-            backend=backend,
+            backend=f"ipc://{self._place}",
             replica=ReplicaConfig(model_dir=f"fake:{DIM}?row_us={1000 * row_ms}"),
             cores=(),
             default_view=DEFAULT_VIEW,
@@ -57,6 +55,18 @@ class WorkerProcess:
         os.close(descriptor)
         assert self.receive()[0]["type"] == "starting"
         self.ready = self.receive()[0]
+
+    def listen(self) -> None:
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.bind(f"ipc://{self._place}")
+
+    def listen_anew(self) -> None:
+        """Be another broker, and wait until the worker has noticed."""
+        self.socket.close()
+        self.listen()
+        while self.receive()[0]["type"] != "ready":
+            pass  # an answer to what ran meanwhile
 
     def send(self, frames: list[Any]) -> None:
         self.socket.send_multipart([b"worker-0-%d" % self.process.pid, *frames])
@@ -203,6 +213,22 @@ def test_what_waits_for_the_batch_before_it_is_told_so(
     worker.answers()
     (answer,) = worker.answers()[1]
     assert 200 < answer.queue_ms < 300 + 1_000 * SECOND
+
+
+@pytest.mark.parametrize("overlap", KINDS.values(), ids=KINDS)
+def test_what_it_has_not_begun_when_another_broker_comes_is_dropped(
+    start_worker: WorkerStarter, overlap: bool
+) -> None:
+    worker = start_worker(overlap)
+    worker.send_batch(1, f"fake:sleep {0.3 * SECOND}")
+    worker.send_batch(2, f"fake:sleep {SECOND}")
+    worker.send_batch(3, "for the old one")
+    assert worker.answers()[0] == 1  # so the others are there by now
+    worker.listen_anew()
+    worker.send_batch(4, "for the new one")
+    while (answered := worker.answers()[0]) == 2:
+        pass  # it ran already
+    assert answered == 4
 
 
 def test_a_stop_is_obeyed_after_the_batch_that_runs(start_worker: WorkerStarter) -> None:

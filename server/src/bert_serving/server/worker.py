@@ -31,8 +31,9 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import zmq
@@ -222,11 +223,15 @@ class Worker:
 
     def _meet_new_broker(self) -> None:
         if self._backend.has_new_broker():
-            num_dropped = len(self._batches) + len(self._express)
-            log.info("there is a new broker: dropping %d batches", num_dropped)
-            self._batches.clear()
-            self._express.clear()
+            log.info("there is a new broker: dropping %d batches", self._drop_all())
             self.announce()
+
+    def _drop_all(self) -> int:
+        """Forget the batches that are not begun; returns how many there were."""
+        num_dropped = len(self._batches) + len(self._express)
+        self._batches.clear()
+        self._express.clear()
+        return num_dropped
 
     def _receive(self) -> None:
         """Take in what has arrived."""
@@ -330,6 +335,16 @@ class OverlappingWorker(Worker):
             else:
                 self._meet_new_broker()
                 self._receive()
+
+    def _drop_all(self) -> int:
+        """Forget the batches that are not begun, and answers that nobody waits for any more."""
+        num_dropped = super()._drop_all()
+        self._computed.clear()
+        with suppress(Empty):  # the other thread may be quicker
+            while True:
+                self._prepared.get_nowait()
+                num_dropped += 1
+        return num_dropped
 
     def _work(self) -> None:
         while self._computed:

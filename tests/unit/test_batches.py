@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 
 from bert_serving.client.frames import VERSION_FRAME
+from bert_serving.client.messages import MAX_VIEWS
 from bert_serving.client.protocol import Encode, ErrorAnswer, Result, parse_answer
 from bert_serving.client.rows import pack_rows
-from bert_serving.client.view import DEFAULT_VIEW, View
+from bert_serving.client.view import DEFAULT_VIEW, MAX_LAYERS, View
+from bert_serving.server import answer_sizes
+from bert_serving.server.answer_sizes import MAX_ANSWER_BYTES, answer_bytes
 from bert_serving.server.batches import BatchReader, compute, word
 from bert_serving.server.model.fake import (
     FakeReplica,
@@ -20,6 +24,7 @@ from bert_serving.server.model.fake import (
     fake_token_embeddings,
     fake_tokens,
 )
+from bert_serving.server.model.replica import EncodeRequest
 from bert_serving.server.worker_protocol import Answers, Batch
 
 DIM = 8
@@ -114,6 +119,52 @@ def test_what_is_wrong_with_a_request_is_its_own_error(bad: list[Any]) -> None:
     assert isinstance(refused, ErrorAnswer)
     assert (refused.id, refused.code) == (9, "invalid_request")
     assert is_right(before, ["a"]) and is_right(after, ["b"])
+
+
+WIDE = {str(n): View(layers=(-1,) * MAX_LAYERS, pooling="none") for n in range(MAX_VIEWS)}
+A_TOKEN = MAX_VIEWS * MAX_LAYERS * DIM * 4  # bytes
+
+
+def test_an_answer_that_would_be_too_large_is_refused_and_no_other_one() -> None:
+    rows = ["word " * 509] * (MAX_ANSWER_BYTES // (512 * A_TOKEN) + 1)
+    before, refused, after = answers(
+        a_request(1, ["a"]), a_request(9, rows, views=WIDE), a_request(2, ["b"])
+    )
+    assert (refused.id, refused.code) == (9, "too_large")
+    assert f"the answer would have {len(rows) * 512 * A_TOKEN} bytes" in refused.message
+    assert is_right(before, ["a"]) and is_right(after, ["b"])
+
+
+def test_answers_that_are_too_large_together_are_to_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answer_sizes, "MAX_ANSWER_BYTES", 11 * A_TOKEN)
+    large = [a_request(n, ["three more tokens"], views=WIDE) for n in (1, 2, 3)]
+    got = answers(*large, a_request(4, ["a"]))
+    assert [type(answer) for answer in got] == [Result, Result, ErrorAnswer, Result]
+    assert (got[2].code, got[2].retry_after_ms) == ("overloaded", answer_sizes.RETRY_MS)
+
+
+@pytest.mark.parametrize(
+    ("view", "numbers"),
+    [
+        (View(), 2 * DIM),
+        (View(layers=(-1, -2)), 4 * DIM),
+        (View(layers=(-1, -2), layer_reduce="sum", pooling="mean_max"), 4 * DIM),
+        (View(pooling="none"), 7 * DIM),
+        (View(pooling="none", dims=3), 7 * 3),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float16", 2)])
+def test_the_size_of_an_answer_is_known_before(
+    view: View, numbers: int, dtype: str, itemsize: int
+) -> None:
+    rows = REPLICA.tokenize(["a", "b c"], is_tokenized=False, max_length=None)
+    filled = replace(view, dtype=dtype).filled_from(DEFAULT_VIEW)
+    request = EncodeRequest(rows, {"e": filled})
+    (views,) = REPLICA.encode([request])
+    assert views["e"].values.nbytes == numbers * itemsize
+    assert answer_bytes(request, REPLICA.info) == numbers * itemsize
 
 
 def test_a_batch_of_nothing_but_errors_is_answered() -> None:

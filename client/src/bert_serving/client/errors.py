@@ -84,7 +84,7 @@ class InvalidRequest(ServerError):
 
 
 class TooLarge(ServerError):
-    """A request or a row is larger than the server accepts."""
+    """A request, a row, or what would be the answer is larger than the server accepts."""
 
     code, http_status = "too_large", 413
 

@@ -28,6 +28,7 @@ from bert_serving.client.protocol import parse_encode
 from bert_serving.client.rows import Row, unpack_rows
 from bert_serving.client.view import View
 
+from .answer_sizes import answer_bytes, refusals
 from .model.replica import BetweenLayers, DeviceLost, EncodeRequest, Replica, TokenRows, nothing
 from .worker_protocol import Answers, Batch
 
@@ -92,6 +93,7 @@ class BatchReader:
                 groups.setdefault(key, []).append(entry)
         for group in groups.values():
             self._tokenize(group)
+        self._refuse_too_large(entries)
         prepared_at = time.monotonic()
         tokenize_ms = round((prepared_at - started) * 1000, 3)
         waited_ms = (started - batch.sent_at) * 1000
@@ -143,6 +145,12 @@ class BatchReader:
         for entry, rows in zip(group, _cut(tokens, [len(e.rows) for e in group]), strict=True):
             assert entry.request is not None
             entry.request = EncodeRequest(rows, entry.request.views)
+
+    def _refuse_too_large(self, entries: Sequence[_Entry]) -> None:
+        asked = [(e, e.request) for e in entries if e.request is not None and e.answer is None]
+        sizes = [answer_bytes(request, self._replica.info) for _, request in asked]
+        for place, refusal in refusals([entry.id for entry, _ in asked], sizes).items():
+            asked[place][0].answer = refusal
 
 
 def compute(

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from bert_serving.client.rows import Row
 
+from .long_texts import part_chars, read_in_parts, reads_word_by_word
 from .replica import ModelLoadError, TokenRows
 
 Ints = npt.NDArray[np.int64]
@@ -89,6 +90,7 @@ class Tokenizer:
         rust.no_truncation()
         rust.no_padding()
         self._rust = rust
+        self._may_read_in_parts = reads_word_by_word(rust)
         self._single = Template.probe(rust, "a")
         self._pair = Template.probe(rust, "a", "a")
         self._tokens = _BARE if no_special_token else self._single
@@ -113,14 +115,14 @@ class Tokenizer:
             )
         single = self._tokens if is_tokenized else self._single
         if len(rows) == 1 and type(rows[0]) is not tuple:  # often one that somebody waits for
-            (alone,) = self._pieces(rows, is_tokenized=is_tokenized)
+            (alone,) = self._pieces(rows, rows, limit, is_tokenized=is_tokenized)
             return _alone(alone, single, limit)
         is_pair = np.fromiter((type(row) is tuple for row in rows), np.bool_, len(rows))
         has_pairs = bool(is_pair.any())
         sides: Sequence[Any] = rows
         if has_pairs:
             sides = list(chain.from_iterable(row if type(row) is tuple else (row,) for row in rows))
-        pieces = self._pieces(sides, is_tokenized=is_tokenized)
+        pieces = self._pieces(rows, sides, limit, is_tokenized=is_tokenized)
         side_sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
         flat = np.fromiter(chain.from_iterable(pieces), np.int32, int(side_sizes.sum()))
         firsts, seconds = _two_sides(side_sizes, is_pair)
@@ -130,11 +132,22 @@ class Tokenizer:
         """Return the token strings of vocabulary ids."""
         return list(map(self._texts.__getitem__, ids.tolist()))
 
-    def _pieces(self, sides: Sequence[Any], *, is_tokenized: bool) -> list[list[int]]:
-        """Return the ids of texts, or of tokens that were given, with nothing around them."""
+    def _pieces(
+        self, rows: Sequence[Any], sides: Sequence[Any], limit: int, *, is_tokenized: bool
+    ) -> list[list[int]]:
+        """Return the ids of each side of rows, with nothing around them.
+
+        Those are of texts, or of tokens that were given. At least so many are there as rows are
+        cut to, or else all.
+        """
         if is_tokenized:
             return [list(map(self._vocab.__getitem__, tokens)) for tokens in sides]
-        encodings = self._rust.encode_batch_fast(sides, add_special_tokens=False)
+        if self._may_read_in_parts and max(map(len, sides), default=0) > part_chars(limit):
+            return read_in_parts(rows, limit, self._read)
+        return self._read(sides)
+
+    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._rust.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _assemble(

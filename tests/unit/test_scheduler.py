@@ -385,10 +385,13 @@ def test_truncated_rows_teach_nothing_about_the_rest() -> None:
     assert scene.scheduler.tokens_per_byte == before
 
 
-def test_a_request_never_costs_more_than_its_truncated_rows() -> None:
+def test_a_request_costs_its_truncated_rows_and_a_little_for_what_is_cut_off() -> None:
     costs = CostModel()
     costs.max_row_tokens = 64
-    assert costs.estimate(2, 1_000_000) == 128
+    assert costs.estimate(2, 1_000) == 128
+    assert costs.estimate(2, 2 * 64 * 16) == 128
+    assert costs.estimate(2, 2 * 64 * 16 + 1_280) == 138
+    assert costs.estimate(2, 1_000_000) == 128 + (1_000_000 - 2 * 64 * 16) / 128
     assert costs.estimate(2, 40) == 14
     assert costs.estimate(1, 0) == 2
     assert costs.estimate(0, 0) == 1
@@ -433,8 +436,21 @@ def test_batches_are_filled_by_what_truncated_rows_cost() -> None:
     scene.ask("a0")
     scene.ask("a1")
     for i in range(2, 6):
-        scene.ask(f"a{i}", nbytes=10_000)
+        scene.ask(f"a{i}", nbytes=160)  # 42 tokens, by estimate
     assert sent(scene.answer("w")) == [(b"w", ["a2", "a3"])]
+
+
+def test_a_very_long_row_takes_the_turns_of_many() -> None:
+    scene = Scene()
+    scene.start("w", tokens=512)
+    scene.ask("z0", rows=100, nbytes=4_000)
+    scene.ask("z1", rows=100, nbytes=4_000)
+    for i in range(3):
+        scene.ask(f"a{i}", rows=20, nbytes=10_000_000)
+        scene.ask(f"b{i}", rows=20, nbytes=10_000)
+    scene.ask("b3", rows=20, nbytes=10_000)
+    order = [sent(scene.answer("w"))[0][1] for _ in range(6)]
+    assert order == [["a0"], ["b0"], ["b1"], ["b2"], ["b3"], ["a1"]]
 
 
 def test_what_a_request_carried_is_let_go_with_its_end() -> None:

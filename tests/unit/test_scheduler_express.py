@@ -14,6 +14,7 @@ from bert_serving.server.scheduling.events import (
     RequestsCancelled,
     WorkerStuck,
 )
+from bert_serving.server.scheduling.queues import MAX_SMALL_BYTES
 
 
 def bulk_on(*workers: str, tokens: int = 1_000, **limits: Any) -> Scene:
@@ -34,6 +35,12 @@ def test_a_small_request_goes_by_express_to_a_worker_that_computes_large_ones() 
     assert express(scene.ask("a0")) == [(b"w", ["a0"])]
     scene.sent[b"w"].reverse()
     assert scene.answer("w") == [Deliver(b"a", 0, "answer to a0")]
+
+
+def test_one_row_that_is_very_long_is_no_small_request() -> None:
+    scene = bulk_on("w")
+    assert express(scene.ask("a0", nbytes=MAX_SMALL_BYTES + 1)) == []
+    assert express(scene.ask("a1", nbytes=MAX_SMALL_BYTES)) == [(b"w", ["a1"])]
 
 
 def test_a_worker_that_takes_no_express_gets_none() -> None:

@@ -7,6 +7,7 @@ makes no decision of its own: it says which actions would break a promise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import inf, nan
@@ -23,7 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bert_serving.server.scheduling import scheduler
+from bert_serving.server.scheduling import costs, queues, scheduler
 from bert_serving.server.scheduling.events import (
     Action,
     AnswerError,
@@ -56,6 +57,18 @@ WORKERS = [b"w0", b"w1", b"w2"]
 MAX_BATCH_TOKENS, MAX_BATCH_ROWS = 120, 20
 MAX_EXPRESS_TOKENS = max(MAX_BATCH_TOKENS / 4, min(MAX_BATCH_TOKENS, 256))
 LEAST_SHARE_TOKENS = 20
+MAX_SMALL_BYTES = 100
+MAX_ROW_TOKENS, LONG_BYTES_PER_TOKEN, TOKENS_PER_CUT_BYTE = 512, 1 / 16, 1 / 4
+SIZES: dict[Any, dict[str, Any]] = {
+    scheduler: {"LEAST_SHARE_TOKENS": LEAST_SHARE_TOKENS},
+    queues: {"MAX_SMALL_BYTES": MAX_SMALL_BYTES},
+    costs: {
+        "LONG_BYTES_PER_TOKEN": LONG_BYTES_PER_TOKEN,
+        "TOKENS_PER_CUT_BYTE": TOKENS_PER_CUT_BYTE,
+    },
+}
+"""So small here that what they decide comes up among few requests of few bytes."""
+
 TINY = 1e-6  # costs are added up in another order
 
 Flow: TypeAlias = tuple[str | bytes, bool]
@@ -92,13 +105,18 @@ class Asked:
     worker: bytes | None = None
 
     @property
-    def cost(self) -> float:
+    def tokens(self) -> float:
         """The estimate; no worker here ever reports anything else, so it never moves."""
         return self.nbytes * 0.25 + 2 * self.rows
 
     @property
+    def cost(self) -> float:
+        whole = self.rows * MAX_ROW_TOKENS * LONG_BYTES_PER_TOKEN
+        return self.tokens + max(self.nbytes - whole, 0) * TOKENS_PER_CUT_BYTE
+
+    @property
     def is_small(self) -> bool:
-        return self.rows <= LIMITS.priority_batch_size
+        return self.rows <= LIMITS.priority_batch_size and self.nbytes <= MAX_SMALL_BYTES
 
     @property
     def is_fresh(self) -> bool:
@@ -132,8 +150,9 @@ class Held:
 class Promises(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.least_share = patch.object(scheduler, "LEAST_SHARE_TOKENS", LEAST_SHARE_TOKENS)
-        self.least_share.start()
+        self.sizes = ExitStack()
+        for module, sizes in SIZES.items():
+            self.sizes.enter_context(patch.multiple(module, **sizes))
         self.scheduler = Scheduler(LIMITS)
         self.now = 1_000.0
         self.draining = False
@@ -238,7 +257,13 @@ class Promises(RuleBasedStateMachine):
         takes_express = worker in self.takers_of_express
         self.workers[worker] = Held(takes_express)
         self.handle(
-            WorkerReady(worker, MAX_BATCH_TOKENS, MAX_BATCH_ROWS, 512, takes_express=takes_express)
+            WorkerReady(
+                worker,
+                MAX_BATCH_TOKENS,
+                MAX_BATCH_ROWS,
+                MAX_ROW_TOKENS,
+                takes_express=takes_express,
+            )
         )
 
     @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
@@ -308,7 +333,7 @@ class Promises(RuleBasedStateMachine):
             if self.open.get((asked.client, asked.request_id)) is asked
         }
         answers = [self.answers.get((asked.client, asked.request_id)) for asked in batch]
-        tokens = [int(asked.cost) if told else 0 for asked in batch]
+        tokens = [int(asked.tokens) if told else 0 for asked in batch]
         self.dead_batches.append((worker, batch_id, len(batch)))
         self.handle(BatchAnswered(worker, batch_id, answers, tokens))
         assert not self.answers, "a worker's answer was not delivered"
@@ -738,7 +763,7 @@ class Promises(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a worker that works, everything that is still open gets its answer."""
-        self.least_share.stop()
+        self.sizes.close()
         for client in CLIENTS:
             self.a_client_is_released(client)
         for worker in WORKERS:

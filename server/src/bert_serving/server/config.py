@@ -333,7 +333,11 @@ class ServerConfig:
     )
 
     priority_batch_size: int = option(
-        16, "requests", "requests of at most so many rows go first", parse=_number(0), metavar="N"
+        16,
+        "requests",
+        "requests of at most so many rows, and 64 KiB, go first",
+        parse=_number(0),
+        metavar="N",
     )
     max_queue_rows: int = option(
         1 << 20, "requests", "rows that may wait; more are refused", parse=_number(1), metavar="N"

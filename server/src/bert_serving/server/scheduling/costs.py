@@ -11,6 +11,9 @@ from __future__ import annotations
 MIN_RETRY_S = 0.05
 MAX_RETRY_S = 5.0
 
+LONG_BYTES_PER_TOKEN = 16.0  # a row with more for each token it may have is taken to be cut
+TOKENS_PER_CUT_BYTE = 1 / 128  # what is cut off is not computed, but has to be sent and read
+
 _FRAME_TOKENS = 2  # [CLS] and [SEP]
 _SMOOTHING = 0.1  # the weight of the newest batch
 _START_TOKENS_PER_BYTE = 0.25  # English prose is near it
@@ -23,7 +26,7 @@ class CostModel:
     """Estimates tokens from bytes, and waiting times from tokens.
 
     Attributes:
-        max_row_tokens: a longer row is truncated by the workers, so it costs no more.
+        max_row_tokens: a longer row is truncated by the workers, so it costs hardly more.
         tokens_per_byte: the estimate in use.
 
     """
@@ -42,9 +45,14 @@ class CostModel:
         return self._batch_tokens / self._batch_seconds
 
     def estimate(self, rows: int, nbytes: int) -> float:
-        """Return how many tokens a request will have; never 0, so that nothing is free."""
+        """Return how many tokens a request will have; never 0, so that nothing is free.
+
+        What will be cut off counts a little, too: a worker reads it, at the cost of others.
+        """
         tokens = nbytes * self.tokens_per_byte + _FRAME_TOKENS * rows
-        return max(1.0, min(tokens, rows * self.max_row_tokens))
+        most = rows * self.max_row_tokens
+        cut_bytes = max(nbytes - most * LONG_BYTES_PER_TOKEN, 0)
+        return max(1.0, min(tokens, most) + cut_bytes * TOKENS_PER_CUT_BYTE)
 
     def learn_size(self, rows: int, nbytes: int, tokens: int) -> None:
         """Take in the tokens that rows turned out to have.

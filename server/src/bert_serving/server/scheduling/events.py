@@ -205,7 +205,8 @@ class SchedulerLimits:
     Attributes:
         max_queue_rows: rows that may wait or be computed at a time, of all clients.
         max_queue_bytes: bytes of them.
-        priority_batch_size: a request of at most so many rows is a small one.
+        priority_batch_size: a request of at most so many rows is a small one, if it is not
+            long (`queues.MAX_SMALL_BYTES`).
         batch_timeout_s: a worker that holds a batch for longer is stuck.
         max_batches_per_worker: batches a worker holds: one running, one waiting. An
             express batch comes on top.

@@ -29,6 +29,9 @@ from bert_serving.server.scheduling.events import Client
 SUSPECT_AFTER = 2
 """A request that was in hand when so many workers died is tried alone."""
 
+MAX_SMALL_BYTES = 64 << 10
+"""A request of more is no small one, however few rows it has: sixteen pages of text are fewer."""
+
 _SMALL_WEIGHT = 4.0
 _LARGE_WEIGHT = 1.0
 _SPARE_FLOWS = 1024
@@ -195,7 +198,9 @@ class RequestQueue:
 
     def push(self, request: Request) -> None:
         """Queue a new request by its class and client."""
-        request.is_small = request.rows <= self._priority_batch_size
+        request.is_small = (
+            request.rows <= self._priority_batch_size and request.nbytes <= MAX_SMALL_BYTES
+        )
         queue = self._class(request.is_small)
         self._awaken(queue)
         queue.push(request)

@@ -151,6 +151,18 @@ def test_a_row_that_hangs_fails_alone_and_others_go_on(start_server: Starter) ->
     assert still_answers(server)
 
 
+def test_a_request_that_takes_longer_than_a_batch_may_be_silent_is_answered(
+    start_server: Starter,
+) -> None:
+    slow = f"fake:{DIM}?row_us={20_000 * SECOND}"
+    server = start_server("-batch_timeout", str(SECOND), "-model_dir", slow)
+    workers = server.worker_pids()
+    rows = MANY[:150]  # 3 seconds, in one request
+    with server.client() as client:
+        assert np.array_equal(client.encode(rows), expected(rows))
+    assert server.worker_pids() == workers
+
+
 # rows that crash or break the model
 
 

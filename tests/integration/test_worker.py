@@ -84,7 +84,10 @@ class WorkerProcess:
         self.send(Batch(batch_id, requests, waited, time.monotonic(), **kind).to_frames())
 
     def answers(self) -> tuple[int, list[Any]]:
-        answers = Answers.parse(*self.receive())
+        header, buffers = self.receive()
+        while header["type"] == "busy":
+            header, buffers = self.receive()
+        answers = Answers.parse(header, buffers)
         return answers.batch_id, [parse_answer([VERSION_FRAME, *a]) for a in answers.answers]
 
     def end(self) -> int:
@@ -145,6 +148,14 @@ def test_an_express_batch_is_answered_before_the_one_that_runs(start_worker: Wor
         batch_id, answers = worker.answers()
         assert batch_id == number
         assert all(map(is_right, answers, texts[number]))
+
+
+def test_a_worker_says_that_it_gets_on_with_a_long_batch(start_worker: WorkerStarter) -> None:
+    worker = start_worker(False, row_ms=50)
+    worker.send_batch(1, *(f"row {n}" for n in range(40)))
+    kinds = [worker.receive()[0]["type"] for _ in range(4)]
+    assert kinds == ["busy"] * 4
+    assert worker.answers()[0] == 1
 
 
 def test_a_batch_that_nothing_may_interrupt_is_computed_in_one_go(

@@ -19,6 +19,7 @@ from bert_serving.server.scheduling.events import (
     RequestsArrived,
     RequestsCancelled,
     Stopped,
+    WorkerBusy,
     WorkerReady,
 )
 
@@ -428,6 +429,18 @@ def test_a_slow_worker_makes_refused_clients_wait_longer() -> None:
         (refusal,) = only(scene.ask("b0"), AnswerError)
         waits_s.append(refusal.retry_after_s)
     assert waits_s == [pytest.approx(0.1, rel=0.1), MAX_RETRY_S]
+
+
+def test_a_sign_of_life_makes_no_worker_seem_faster() -> None:
+    scene = Scene()
+    scene.start("w")
+    for i in range(100):
+        scene.ask(f"a{i}")
+        for _ in range(4):
+            scene.now += 0.25
+            scene.play(WorkerBusy(b"w"))
+        scene.answer("w", tokens=1_000)
+    assert scene.scheduler._costs.tokens_per_s == pytest.approx(1_000, rel=0.01)
 
 
 def test_batches_are_filled_by_what_truncated_rows_cost() -> None:

@@ -41,6 +41,7 @@ from bert_serving.server.scheduling.events import (
     RequestsCancelled,
     SchedulerLimits,
     TimePassed,
+    WorkerBusy,
     WorkerDone,
     WorkerLost,
     WorkerReady,
@@ -130,7 +131,7 @@ class Held:
     takes_express: bool
     batches: dict[int, list[Asked]] = field(default_factory=dict)
     express: dict[int, list[Asked]] = field(default_factory=dict)
-    running_since: float = 0.0
+    heard_at: float = 0.0
     is_on_trial: bool = False
     is_stuck: bool = False
     is_retired: bool = False
@@ -323,7 +324,7 @@ class Promises(RuleBasedStateMachine):
     def answer(self, worker: bytes, batch_id: int, told: bool) -> None:
         held = self.workers[worker]
         if batch_id in held.express or batch_id == next(iter(held.batches)):
-            held.running_since = self.now
+            held.heard_at = self.now
         batch = (held.express if batch_id in held.express else held.batches).pop(batch_id)
         held.is_on_trial = False
         self.settle()
@@ -337,6 +338,14 @@ class Promises(RuleBasedStateMachine):
         self.dead_batches.append((worker, batch_id, len(batch)))
         self.handle(BatchAnswered(worker, batch_id, answers, tokens))
         assert not self.answers, "a worker's answer was not delivered"
+
+    @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
+    @rule(choice=choices, elapsed_s=st.sampled_from([0.6, 3.0, 7.0]))
+    def a_worker_says_that_it_gets_on(self, choice: int, elapsed_s: float) -> None:
+        self.now += elapsed_s
+        worker = self.pick([each for each, held in self.workers.items() if held.in_hand], choice)
+        self.workers[worker].heard_at = self.now
+        self.handle(WorkerBusy(worker))
 
     @precondition(lambda self: any(held.in_hand for held in self.workers.values()))
     @rule(choice=choices, count=st.integers(0, 12))
@@ -524,7 +533,7 @@ class Promises(RuleBasedStateMachine):
         held.is_done = True
 
     def is_overdue(self, held: Held) -> bool:
-        since = held.running_since + LIMITS.batch_timeout_s
+        since = held.heard_at + LIMITS.batch_timeout_s
         return bool(held.in_hand) and not held.is_stuck and since <= self.now
 
     def check_dispatch(self, action: Dispatch) -> None:
@@ -556,7 +565,7 @@ class Promises(RuleBasedStateMachine):
             for asked in batch:
                 self.check_turn(asked, of_one_class=held.has_lane)
         if not held.in_hand:
-            held.running_since = self.now
+            held.heard_at = self.now
         for asked in batch:
             asked.worker = action.worker
         (held.express if action.is_express else held.batches)[action.batch_id] = batch
@@ -706,7 +715,7 @@ class Promises(RuleBasedStateMachine):
     def check_wakeup(self) -> None:
         deadlines = [asked.deadline for asked in self.open.values() if asked.deadline < inf]
         timeouts = [
-            held.running_since + LIMITS.batch_timeout_s
+            held.heard_at + LIMITS.batch_timeout_s
             for held in self.workers.values()
             if held.in_hand and not held.is_stuck
         ]

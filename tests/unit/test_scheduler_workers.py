@@ -10,6 +10,7 @@ from bert_serving.server.scheduling.events import (
     Deliver,
     Dispatch,
     RequestsCancelled,
+    WorkerBusy,
     WorkerDone,
     WorkerRetired,
     WorkerStuck,
@@ -160,6 +161,32 @@ def test_a_waiting_batch_is_timed_from_when_it_runs() -> None:
     scene.answer("w")
     assert scene.wait(4.9) == []
     assert scene.wait(0.2) == [WorkerStuck(b"w")]
+
+
+def test_a_worker_that_gets_on_with_a_long_batch_is_not_stuck_until_it_gives_no_sign() -> None:
+    scene = Scene(batch_timeout_s=5.0)
+    scene.start("w")
+    assert scene.play(WorkerBusy(b"w")) == []
+    assert scene.scheduler.next_wakeup() is None
+    scene.ask("a0", ttl_s=1_000.0)
+    for _ in range(5):
+        assert scene.wait(4.9) == []
+        assert scene.play(WorkerBusy(b"w")) == []
+    assert scene.wait(4.9) == []
+    assert scene.wait(0.1 + 1e-9) == [WorkerStuck(b"w")]
+    assert scene.play(WorkerBusy(b"w")) == []
+    assert scene.wait(50.0) == []
+
+
+def test_of_several_workers_the_one_that_is_silent_for_longest_is_stuck() -> None:
+    scene = Scene(batch_timeout_s=5.0)
+    scene.start("v", "w")
+    scene.ask("a0")
+    scene.ask("a1")
+    scene.now += 4.0
+    scene.play(WorkerBusy(b"v"))
+    assert scene.wait(1.0) == [WorkerStuck(b"w")]
+    assert scene.wait(4.0) == [WorkerStuck(b"v")]
 
 
 def test_an_answer_that_comes_just_in_time_is_no_hang() -> None:

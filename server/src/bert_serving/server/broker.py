@@ -319,6 +319,8 @@ class Broker:
             kind, header, _ = read_from_worker([frame.buffer for frame in frames[1:]])
             if kind == "answers":
                 self._on_answers(route, Answers.parse(header, frames[3:]))
+            elif kind == "busy":
+                self._handle(events.WorkerBusy(route))
             elif kind in ("starting", "ready"):
                 check_route(door, route, header)
                 if kind == "starting":

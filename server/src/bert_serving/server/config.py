@@ -359,7 +359,7 @@ class ServerConfig:
     batch_timeout: float = option(
         120.0,
         "requests",
-        "a worker that computes one batch for longer is ended and replaced",
+        "a worker that computes for longer without a sign of it is ended and replaced",
         parse=_seconds,
         metavar="SECONDS",
     )

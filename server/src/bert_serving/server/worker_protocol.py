@@ -5,7 +5,7 @@ made by the client package's codec all the same. A batch is one message: a heade
 every request's frames in a row; its answers come back the same way. So the messages of many
 strangers are one of ours, and may have more frames than one of theirs.
 
-    worker to broker      starting, ready, answers, boot_failed
+    worker to broker      starting, ready, busy, answers, boot_failed
     broker to worker      batch, stop, refused (of another machine's)
     broker to supervisor  bound, worker_ready, ready, worker_stuck, worker_refused, boot_failed,
                           pong, report, admin, drained

@@ -100,6 +100,13 @@ class WorkerLost:
 
 
 @dataclass(slots=True)
+class WorkerBusy:
+    """A worker has not answered yet, but gets on with what it computes."""
+
+    worker: Worker
+
+
+@dataclass(slots=True)
 class BatchAnswered:
     """A worker answered a batch: one answer a request, in the order of its `Dispatch`.
 
@@ -137,6 +144,7 @@ Event: TypeAlias = (
     | WorkerReady
     | WorkerRetired
     | WorkerLost
+    | WorkerBusy
     | BatchAnswered
     | DrainStarted
     | Stopped
@@ -207,7 +215,7 @@ class SchedulerLimits:
         max_queue_bytes: bytes of them.
         priority_batch_size: a request of at most so many rows is a small one, if it is not
             long (`queues.MAX_SMALL_BYTES`).
-        batch_timeout_s: a worker that holds a batch for longer is stuck.
+        batch_timeout_s: a worker that holds a batch and gives no sign for longer is stuck.
         max_batches_per_worker: batches a worker holds: one running, one waiting. An
             express batch comes on top.
 

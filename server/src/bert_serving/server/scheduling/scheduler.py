@@ -76,6 +76,7 @@ class Scheduler:
             events.WorkerReady: self._on_worker_ready,
             events.WorkerRetired: self._on_worker_retired,
             events.WorkerLost: self._on_worker_lost,
+            events.WorkerBusy: self._on_worker_busy,
             events.BatchAnswered: self._on_batch_answered,
             events.DrainStarted: self._on_drain_started,
             events.Stopped: self._on_stopped,
@@ -86,7 +87,7 @@ class Scheduler:
         """Take in what happened; returns what to do about it, in order.
 
         `now` never goes back. Deadlines are looked at first, so that nothing expired is
-        sent or delivered; stuck workers after the event, which may be their answer.
+        sent or delivered; stuck workers after the event, which may be a sign of theirs.
         """
         self._now = now
         actions = self._actions = []
@@ -252,6 +253,9 @@ class Scheduler:
 
     def _on_worker_lost(self, event: events.WorkerLost) -> None:
         self._lose(event.worker)
+
+    def _on_worker_busy(self, event: events.WorkerBusy) -> None:
+        self._pool.hear(event.worker, self._now)
 
     def _lose(self, worker: Worker) -> None:
         for request in self._pool.remove(worker):

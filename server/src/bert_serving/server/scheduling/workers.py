@@ -28,15 +28,16 @@ class WorkerState:
         batches: the requests of each batch in hand, by batch id; the first one is running.
         express: likewise, the one that goes ahead of them, if there is one.
         running_since: when it last answered while it had more in hand, or got its first.
+        heard_at: that, or when it last gave a sign since.
         is_retired: it gets no more, and is done when it has answered what it has.
-        is_stuck: it held a batch too long and gets no more; it is about to be lost.
+        is_stuck: it gave no sign for too long and gets no more; it is about to be lost.
 
     """
 
     __slots__ = (
-        "batches", "batches_served", "express", "is_retired", "is_stuck", "max_batch_rows",
-        "max_batch_tokens", "rows_served", "running_since", "takes_express", "tokens_served",
-        "worker",
+        "batches", "batches_served", "express", "heard_at", "is_retired", "is_stuck",
+        "max_batch_rows", "max_batch_tokens", "rows_served", "running_since",
+        "takes_express", "tokens_served", "worker",
     )  # fmt: skip
 
     def __init__(self, ready: WorkerReady) -> None:
@@ -46,7 +47,7 @@ class WorkerState:
         self.takes_express = ready.takes_express
         self.batches: dict[int, list[Request]] = {}
         self.express: dict[int, list[Request]] = {}
-        self.running_since = 0.0
+        self.running_since = self.heard_at = 0.0
         self.is_retired = False
         self.is_stuck = False
         self.batches_served = 0
@@ -109,7 +110,7 @@ class WorkerPool:
             OrderedDict() for _ in range(max_batches_per_worker)
         ]
         self._lanes: OrderedDict[Worker, WorkerState] = OrderedDict()  # those that are open
-        self._running: OrderedDict[Worker, WorkerState] = OrderedDict()  # longest first
+        self._running: OrderedDict[Worker, WorkerState] = OrderedDict()  # longest silent first
 
     def add(self, ready: WorkerReady) -> None:
         """Take in a worker that is not there yet."""
@@ -217,14 +218,21 @@ class WorkerPool:
         if state is not None:
             self._shelve(state)
 
+    def hear(self, worker: Worker, now: float) -> None:
+        """Note that a worker gets on with its running batch, if it has one."""
+        state = self._running.get(worker)
+        if state is not None:
+            state.heard_at = now
+            self._running.move_to_end(worker)
+
     def next_timeout(self, batch_timeout_s: float) -> float | None:
-        """Return when a worker will have held its running batch for too long."""
+        """Return when a worker will have computed for too long without a sign."""
         for state in self._running.values():
-            return state.running_since + batch_timeout_s
+            return state.heard_at + batch_timeout_s
         return None
 
     def find_stuck(self, batch_timeout_s: float, now: float) -> WorkerState | None:
-        """Return a worker that has held its running batch for too long; each is found once."""
+        """Return a worker that gave no sign of its running batch for too long; each only once."""
         timeout = self.next_timeout(batch_timeout_s)
         if timeout is None or now < timeout:
             return None
@@ -236,7 +244,7 @@ class WorkerPool:
         return state
 
     def _start(self, state: WorkerState, now: float) -> None:
-        state.running_since = now
+        state.running_since = state.heard_at = now
         if not state.is_stuck:
             self._running[state.worker] = state
             self._running.move_to_end(state.worker)

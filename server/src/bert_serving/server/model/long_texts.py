@@ -28,7 +28,9 @@ _WHITE_SPACE = re.compile("[ \t\r\n]")  # no normalizer makes anything else of t
 def reads_word_by_word(rust: RustTokenizer) -> bool:
     """Whether the pieces of a text are those of its parts, where white space is between them."""
     normalizer = rust.normalizer
-    normalizers = list(normalizer) if isinstance(normalizer, Normalizers) else [normalizer]
+    normalizers = [normalizer]
+    if isinstance(normalizer, Normalizers):
+        normalizers = list(normalizer)  # type: ignore[call-overload]  # its stub has no iteration
     return (
         isinstance(rust.model, WordPiece)
         and isinstance(rust.pre_tokenizer, BertPreTokenizer)
@@ -62,7 +64,7 @@ def read_in_parts(
     texts: list[str] = []
     others: dict[int, int | None] = {}  # of each very long one, the other text of its pair
     for row in rows:
-        sides = row if type(row) is tuple else (row,)
+        sides: tuple[str, ...] = (row,) if isinstance(row, str) else row
         longer = len(sides) - 1 if len(sides[-1]) > len(sides[0]) else 0
         if len(sides[longer]) > size:
             number = len(texts) + longer

@@ -518,7 +518,7 @@ def test_a_turn_that_does_not_come_times_out(slow_server: ServerProcess) -> None
     client = ConcurrentBertClient(max_concurrency=1, port=slow_server.port, timeout=3_000)
     with client, ThreadPoolExecutor(1) as pool:
         long = pool.submit(client.encode, "fake:sleep 1")
-        eventually(lambda: len(client._process.pool._lent) == 1)
+        eventually(client._process.pool._places.empty)
         client.timeout = 100
         with pytest.raises(RequestTimeout, match="max_concurrency"):
             client.encode(TEXTS)

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from .assembly import Encoding, Tokens
 from .broadcasts import Broadcast
 from .calls import Call, EncodeOptions, MembershipCall, StatusCall
 from .connection import MAX_RECEIVED_AT_ONCE, open_sockets, receive_all, send_farewell
+from .context import process_context
 from .endings import not_ready
 from .endpoint import Endpoint
 from .errors import RequestTimeout, ServerUnreachable
@@ -46,8 +48,7 @@ class _AsyncConnection:
         self._endpoints = endpoints
         self.fleet = Fleet(name, addresses, hedge_after_s=hedge_after_s, jitter=random.random)
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._sockets = open_sockets(self._context, endpoints)
+        self._sockets = open_sockets(process_context(), endpoints)
         self._receivers = [
             (socket, partial(self.fleet.receive, number))
             for number, socket in enumerate(self._sockets)
@@ -71,7 +72,11 @@ class _AsyncConnection:
         for socket in self._sockets:
             self._loop.remove_reader(socket.fileno())
             socket.close()
-        self._context.term()
+
+    def close_soon(self) -> None:
+        """Have the loop close this, from wherever the garbage collector runs."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self.close)
 
     def turn_soon(self) -> None:
         """Take a turn after whatever else the loop has to run now, once."""
@@ -176,6 +181,8 @@ class AsyncBertClient:
 
     """
 
+    _connection: _AsyncConnection | None = None
+
     def __init__(
         self,
         ip: str = "localhost",
@@ -202,7 +209,6 @@ class AsyncBertClient:
         self._name = options.client_name(identity)
         self._sender = options.sender_name(identity or f"pid {os.getpid()}")
         self._pair_separator = check_separator(pair_separator)
-        self._connection: _AsyncConnection | None = None
         self._is_closed = False
 
     async def encode(
@@ -345,6 +351,10 @@ class AsyncBertClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def __del__(self) -> None:
+        if self._connection is not None:  # a client need not be closed
+            self._connection.close_soon()
 
     async def __aenter__(self) -> AsyncBertClient:
         await self._connected()

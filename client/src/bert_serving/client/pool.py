@@ -16,11 +16,9 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import Any
-
-import zmq
 
 from .connection import Connection
+from .context import process_context
 from .endpoint import Endpoint
 from .errors import RequestTimeout
 
@@ -53,14 +51,12 @@ class ConnectionPool:
         self._hedge_after_s = hedge_after_s
         self._name = name
         self._connect_timeout_s = connect_timeout_s
-        self._context: zmq.Context[Any] = zmq.Context()
         self._lock = threading.Lock()
         self._max_connections = max_connections
         self._places: SimpleQueue[_Place] = SimpleQueue()
         for _ in range(max_connections or 0):
             self._places.put(_Place(weakref.ref(self._places)))
         self._idle: list[Connection] = []
-        self._lent: weakref.WeakSet[Connection] = weakref.WeakSet()
 
     @contextmanager
     def connection(
@@ -96,18 +92,15 @@ class ConnectionPool:
 
     def release(self, connection: Connection) -> None:
         """Close a connection that was taken for long use."""
-        self._close(connection)
+        connection.close()
 
     def close(self) -> None:
         """Close what is idle; a connection in use is closed when its call ends."""
         with self._lock:
             self.is_closed = True
             idle, self._idle = self._idle, []
-            is_unused = not self._lent
         for connection in idle:
             connection.close()
-        if is_unused:
-            self._context.destroy()
 
     def _place(self, timeout_s: float) -> _Place:
         try:
@@ -126,14 +119,10 @@ class ConnectionPool:
         with self._lock:
             if self.is_closed:
                 raise ValueError("this BertClient is closed")
-            if self._idle:
-                connection = self._idle.pop()
-            else:
-                connection = Connection(
-                    self._context, self._endpoints, self._name, self._hedge_after_s
-                )
-            self._lent.add(connection)
+            connection = self._idle.pop() if self._idle else None
+        if connection is not None:
             return connection
+        return Connection(process_context(), self._endpoints, self._name, self._hedge_after_s)
 
     def _give_back(self, connection: Connection) -> None:
         fleet = connection.fleet
@@ -141,18 +130,9 @@ class ConnectionPool:
         usable = usable and not any(session.is_shut_out for session in fleet.sessions)
         with self._lock:
             if usable and not self.is_closed and len(self._idle) < MAX_IDLE_CONNECTIONS:
-                self._lent.discard(connection)
                 self._idle.append(connection)
                 return
-        self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
         connection.close()
-        with self._lock:
-            self._lent.discard(connection)
-            is_last = self.is_closed and not self._lent
-        if is_last:
-            self._context.destroy()
 
 
 class _Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from typing import Any
 
@@ -209,6 +210,18 @@ def test_subclasses_of_str_are_packed_as_plain_texts() -> None:
     assert rows_of(chunks(RowSource([Text("a"), np.str_("b"), (Text("c"), "d")]))) == [
         "a", "b", ("c", "d"),
     ]  # fmt: skip
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+def test_the_text_of_an_enum_is_its_value() -> None:
+    rows = [Colour.RED, (Colour.RED, "b")]
+    assert rows_of(chunks(RowSource(rows))) == ["red", ("red", "b")]
+    tokens = [[Colour.RED], ([Colour.RED], ["b"])]
+    packed = chunks(RowSource(tokens, is_tokenized=True))
+    assert rows_of(packed, is_tokenized=True) == [["red"], (["red"], ["b"])]
 
 
 @pytest.mark.parametrize("drawn", [False, True])

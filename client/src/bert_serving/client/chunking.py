@@ -149,9 +149,9 @@ def _ordered(rows: Any) -> Iterable[Any]:
 
 def _text_row(row: Any, number: int) -> Row:
     if isinstance(row, str):
-        return str(row)
+        return str.__str__(row)  # a subclass may have another one: an enum's is its name
     if isinstance(row, tuple) and len(row) == 2 and all(isinstance(text, str) for text in row):
-        return (str(row[0]), str(row[1]))
+        return (str.__str__(row[0]), str.__str__(row[1]))
     hint = " (lists of tokens need is_tokenized=True)" if isinstance(row, list) else ""
     raise TypeError(
         f"row {number} is {_named(row)}, expected a str or, for a pair, a tuple of two str{hint}"
@@ -161,12 +161,13 @@ def _text_row(row: Any, number: int) -> Row:
 def _tokens_row(row: Any, number: int) -> Row:
     if isinstance(row, (list, tuple)):
         if all(isinstance(token, str) for token in row):
-            return [str(token) for token in row]
+            return [str.__str__(token) for token in row]
         if len(row) == 2 and all(
             isinstance(side, (list, tuple)) and all(isinstance(token, str) for token in side)
             for side in row
         ):
-            return ([str(token) for token in row[0]], [str(token) for token in row[1]])
+            first, second = ([str.__str__(token) for token in side] for side in row)
+            return (first, second)
     raise TypeError(
         f"row {number} is {_named(row)}, expected a list of str (is_tokenized=True) "
         "or, for a pair, a tuple of two such lists"

@@ -242,6 +242,31 @@ def test_a_closed_client_and_an_unused_one_leave_no_sockets(fake_server: ServerP
     eventually(lambda: open_files() <= before)
 
 
+CLOSED_BY_A_SIGNAL = """
+import signal
+from bert_serving.client import BertClient
+from bert_serving.client.errors import ServerUnreachable
+
+def close(*_):
+    client.close()
+    print("closed")
+
+client = BertClient(port=1, ignore_all_checks=True, connect_timeout=1_000)
+signal.signal(signal.SIGALRM, close)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    client.encode("a", blocking=False)
+except ServerUnreachable:
+    print("unreachable")
+"""
+
+
+def test_a_signal_may_close_a_client_that_is_starting_its_thread() -> None:
+    command = [sys.executable, "-c", CLOSED_BY_A_SIGNAL]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=10 * SECOND)
+    assert (ran.stdout, ran.stderr) == ("closed\nunreachable\n", "")
+
+
 # interrupts
 
 

@@ -51,7 +51,7 @@ class ConnectionPool:
         self._hedge_after_s = hedge_after_s
         self._name = name
         self._connect_timeout_s = connect_timeout_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may close this
         self._max_connections = max_connections
         self._places: SimpleQueue[_Place] = SimpleQueue()
         for _ in range(max_connections or 0):

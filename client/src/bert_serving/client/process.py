@@ -34,29 +34,33 @@ class ClientProcess:
         self.pending = PendingCalls()
         self.streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
         self.num_requests = 0
-        self._lock = threading.Lock()
+        self._counting = threading.RLock()
+        self._starting = threading.RLock()  # a signal's handler may come in, and close this
         self._background: Background | None = None
 
     def next_request_id(self) -> int:
         """Return the number of a new call."""
-        with self._lock:
+        with self._counting:
             self.num_requests += 1
             return self.num_requests
 
     def background(self) -> Background:
         """Return the thread that moves what nobody waits for; it is started if there is none."""
-        with self._lock:
+        with self._starting:
             if self._background is None or self._background.is_over:
                 background = Background(self.pool.take(), self.pool.release)
                 weakref.finalize(self, background.stop)  # a client need not be closed
                 background.start()
                 self._background = background
-            return self._background
+            background = self._background
+        if self.pool.is_closed:
+            background.stop()
+            raise ValueError("this BertClient is closed")
+        return background
 
     def member(self) -> Background | None:
         """Return that thread if it is in a group."""
-        with self._lock:
-            background = self._background
+        background = self._background
         if background is None or background.is_over or not background.fleet.only.groups:
             return None
         return background
@@ -66,6 +70,6 @@ class ClientProcess:
         self.pool.close()
         for stream in list(self.streams):
             stream.close()
-        with self._lock:
-            if self._background is not None:
-                self._background.stop()
+        background = self._background  # one that is being started sees that the pool is closed
+        if background is not None:
+            background.stop()

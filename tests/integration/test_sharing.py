@@ -267,6 +267,24 @@ def test_a_signal_may_close_a_client_that_is_starting_its_thread() -> None:
     assert (ran.stdout, ran.stderr) == ("closed\nunreachable\n", "")
 
 
+def test_closing_ends_who_waits_for_a_generator_that_is_stuck(client: BertClient) -> None:
+    goes_on, waits = threading.Event(), threading.Event()
+
+    def batches() -> Iterator[list[str]]:
+        yield ["a"]
+        waits.set()
+        goes_on.wait(20 * SECOND)
+
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(list, client.encode_async(batches(), delay=0))
+        waits.wait(5 * SECOND)
+        client.close()
+        try:
+            assert len(taken.result(5 * SECOND)) <= 1
+        finally:
+            goes_on.set()
+
+
 # interrupts
 
 

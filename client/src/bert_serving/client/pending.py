@@ -89,7 +89,9 @@ class PendingCalls:
         taken, whatever its source has raised.
         """
         with self._lock:
-            self._changed.wait_for(lambda: self._done or not (self._submitted or self._is_fed))
+            self._changed.wait_for(
+                lambda: self._done or self._is_abandoned or not (self._submitted or self._is_fed)
+            )
             if not self._done:
                 error, self._feed_error = self._feed_error, None
                 if error is not None:

@@ -231,6 +231,19 @@ def test_all_are_fetched_in_the_order_of_sending(client: BertClient) -> None:
     assert client.fetch_all() is None
 
 
+def test_answers_to_single_texts_are_joined_as_rows(client: BertClient) -> None:
+    for texts in ("a", ["b", "c"], "d"):
+        client.encode(texts, blocking=False)
+    assert np.array_equal(client.fetch_all(concat=True), expected(["a", "b", "c", "d"]))
+
+
+def test_batches_take_the_arguments_of_encode(client: BertClient) -> None:
+    batches = client.encode_async(
+        [["a"], ["b"]], delay=0, blocking=False, show_progress_bar=True, dims=3
+    )
+    assert [response.embedding.shape for response in batches] == [(1, 3)] * 2
+
+
 def test_lists_are_joined_to_one_list(fake_server: ServerProcess) -> None:
     with fake_server.client(output_fmt="list") as client:
         client.encode(batch(0), blocking=False)

@@ -165,6 +165,42 @@ def test_a_child_that_closes_leaves_its_parents_client_open(fake_server: ServerP
     assert (ran.stdout, ran.stderr) == ("all right\n", "")
 
 
+def test_a_client_that_was_closed_is_closed_in_a_child(fake_server: ServerProcess) -> None:
+    script = (
+        "import os, sys; from bert_serving.client import BertClient\n"
+        "client = BertClient(port=int(sys.argv[1]), timeout=10_000); client.close()\n"
+        "if (pid := os.fork()) == 0:\n"
+        "    try: client.encode('a')\n"
+        "    except ValueError as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.waitpid(pid, 0)"
+    )
+    command = [sys.executable, "-c", script, str(fake_server.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30 * SECOND)
+    assert (ran.stdout, ran.stderr) == ("this BertClient is closed\n", "")
+
+
+def test_threads_that_are_the_first_in_a_child_lose_no_answer(fake_server: ServerProcess) -> None:
+    script = (
+        "import os, sys, threading; from bert_serving.client import BertClient\n"
+        "client = BertClient(port=int(sys.argv[1]), timeout=10_000)\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "def ask():\n"
+        "    start.wait(); client.encode('a', blocking=False)\n"
+        "for _ in range(5):\n"
+        "    if (pid := os.fork()) == 0:\n"
+        "        start = threading.Barrier(8)\n"
+        "        threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "        for thread in threads: thread.start()\n"
+        "        for thread in threads: thread.join()\n"
+        "        print(len(client.fetch_all()), flush=True); os._exit(0)\n"
+        "    os.waitpid(pid, 0)"
+    )
+    command = [sys.executable, "-c", script, str(fake_server.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60 * SECOND)
+    assert (ran.stdout, ran.stderr) == ("8\n" * 5, "")
+
+
 def test_a_concurrent_client_never_runs_out(fake_server: ServerProcess) -> None:
     client = ConcurrentBertClient(max_concurrency=2, port=fake_server.port)
     with client, ThreadPoolExecutor(8) as pool:

@@ -193,6 +193,13 @@ def test_a_row_without_tokens_is_blank(blank: Any) -> None:
         RowSource([blank], is_tokenized=True, on_empty="error")
 
 
+@pytest.mark.parametrize("blank", [(" ", "\t"), "  |||  ", ("", "")])
+def test_a_pair_of_blank_texts_is_blank(blank: Any) -> None:
+    with pytest.raises(ValueError, match="row 1 is blank"):
+        RowSource(["a", blank], on_empty="error", pair_separator="|||")
+    RowSource([("", "a"), "a ||| "], on_empty="error", pair_separator="|||")
+
+
 def test_an_unknown_on_empty_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of encode, error"):
         RowSource(["a"], on_empty="skip")

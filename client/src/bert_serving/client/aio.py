@@ -379,7 +379,7 @@ class AsyncBertClient:
         await connection.wait_for(call)
         encoding = options.finished_encoding(call, connection.fleet)
         if warn:
-            options.warn_if_cut(encoding, encode_options.max_length, stacklevel=3)
+            options.warn_if_cut(encoding, stacklevel=3)
         return encoding
 
     async def _set_groups(self, groups: Sequence[str]) -> None:

@@ -124,10 +124,10 @@ class RowSource:
         else:
             check = _tokens_row if self._is_tokenized else _text_row
             checked = [check(row, start + number) for number, row in enumerate(rows)]
-        if self._refuse_blank:
-            _refuse_blank(checked, start)
         if self._pair_separator is not None:
             checked = [split_row(row, self._pair_separator) for row in checked]
+        if self._refuse_blank:
+            _refuse_blank(checked, start)
         return checked
 
 
@@ -181,8 +181,13 @@ def _named(row: Any) -> str:
 
 def _refuse_blank(rows: Sequence[Row], start: int) -> None:
     for number, row in enumerate(rows):
-        blank = not row.strip() if isinstance(row, str) else not any(row)
-        if blank:
+        if _is_blank(row):
             raise ValueError(
                 f"row {start + number} is blank; pass on_empty='encode' to encode it as [CLS] [SEP]"
             )
+
+
+def _is_blank(row: Any) -> bool:
+    if isinstance(row, str):
+        return not row.strip()
+    return all(map(_is_blank, row))

@@ -12,8 +12,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from . import listening, options
 from .assembly import Encoding, Tokens
 from .background import Background
@@ -137,7 +135,7 @@ class BertClient(ConnectedClient):
             return None
         encoding = self._encode(texts, encode_options, show_progress_bar)
         if self._warn_if_cut:
-            options.warn_if_cut(encoding, max_length, stacklevel=2)
+            options.warn_if_cut(encoding, stacklevel=2)
         values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)
         return (values, encoding.tokens) if show_tokens else values
 
@@ -164,24 +162,23 @@ class BertClient(ConnectedClient):
 
         Args:
             sort: in the order in which they were sent, not that of their arrival.
-            concat: all in one, an array or (`output_fmt="list"`) a list of all rows.
+            concat: all in one: an array of all rows, or a list of them where they are lists
+                (`output_fmt="list"`) or of different widths.
 
         Returns:
             A list with the embeddings of each call; None if nothing is pending. If a call has
             ended with an error, that is raised, and another `fetch_all` has the others.
 
         """
-        responses = [self._response(done) for done in self._own_process().pending.take_all()]
-        if not responses:
+        taken = self._own_process().pending.take_all()
+        if not taken:
             return None
         if sort:
-            responses.sort(key=lambda response: response.id)
-        embeddings = [response.embedding for response in responses]
+            taken.sort(key=lambda done: done.id)
+        embeddings = [self._response(done).embedding for done in taken]
         if not concat:
             return embeddings
-        if all(isinstance(embedding, np.ndarray) for embedding in embeddings):
-            return np.concatenate(embeddings, axis=0)
-        return [row for embedding in embeddings for row in embedding]
+        return options.joined(embeddings, [done.call.is_single for done in taken])
 
     def encode_async(
         self,
@@ -199,7 +196,8 @@ class BertClient(ConnectedClient):
             batch_generator: yields what `encode` takes.
             max_num_batch: stop after so many batches.
             delay: seconds to wait before the first answer is fetched.
-            **kwargs: as for `encode`, the same for each batch.
+            **kwargs: as for `encode`, the same for each batch; `blocking` and
+                `show_progress_bar` mean nothing here.
 
         Returns:
             An iterator of `Response(id, embedding, tokens)` in the order of their arrival; the
@@ -207,6 +205,8 @@ class BertClient(ConnectedClient):
             the iteration may go on; an error of the generator is raised at the end.
 
         """
+        for meaningless in ("blocking", "show_progress_bar"):
+            kwargs.pop(meaningless, None)
         kwargs["pair_separator"] = kwargs.get("pair_separator") or self._pair_separator
         encode_options = options.embedding_options(**kwargs, sender=self._sender)
         pending = PendingCalls()
@@ -337,7 +337,7 @@ class BertClient(ConnectedClient):
         """Return the answer to a call that was not waited for, or raise its error."""
         encoding = options.finished_encoding(done.call, done.fleet)
         if self._warn_if_cut:
-            options.warn_if_cut(encoding, done.call.options.max_length, stacklevel=3)
+            options.warn_if_cut(encoding, stacklevel=3)
         values = options.formatted(encoding.views[options.EMBEDDING], self.output_fmt)
         return Response(done.id, values, encoding.tokens or "")
 

@@ -70,8 +70,9 @@ class ConnectedClient:
         self._hedge_after_s = options.seconds("hedge_after", hedge_after)
         self._warn_if_cut = check_length and not ignore_all_checks
         self._pair_separator = check_separator(pair_separator)
+        self._is_closed = False
         self._process = self._new_process()
-        self._parents_process: ClientProcess | None = None
+        self._processes = {os.getpid(): self._process}  # a fork's parent's are kept, untouched
         try:
             if not ignore_all_checks:
                 self._welcome()
@@ -157,6 +158,7 @@ class ConnectedClient:
 
     def close(self) -> None:
         """Close all connections; a second close does nothing."""
+        self._is_closed = True
         process = self._process
         if process.pid == os.getpid() and not process.pool.is_closed:
             process.close()
@@ -224,10 +226,14 @@ class ConnectedClient:
         return self._own_process().pool
 
     def _own_process(self) -> ClientProcess:
-        process = self._process
-        if process.pid != os.getpid():  # a fork: sockets, threads and locks are the parent's
-            self._parents_process, self._process = process, self._new_process()
-        return self._process
+        pid = os.getpid()
+        if self._process.pid != pid:  # a fork: sockets, threads and locks are the parent's
+            # several threads may find that at once: one's is all's
+            process = self._processes.setdefault(pid, self._new_process())
+            if self._is_closed:
+                process.pool.close()
+            self._process = process
+        return self._processes[pid]
 
     def _new_process(self) -> ClientProcess:
         pool = ConnectionPool(

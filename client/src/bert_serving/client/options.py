@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,12 @@ def sender_name(identity: str | bytes) -> str:
     """Return an identity as text; bert-as-service's are bytes."""
     if isinstance(identity, bytes):
         identity = identity.decode("utf-8", "replace")
-    return str(identity)[:MAX_NAME_CHARS]
+    return str(identity).encode("utf-8", "replace").decode()[:MAX_NAME_CHARS]
 
 
 def group_name(name: str) -> str:
     """Return a checked name of a broadcast group."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not _is_unicode(name):
         raise ValueError(f"group={name!r}: expected a str of 1 to {MAX_NAME_CHARS} characters")
     return name
 
@@ -78,13 +79,12 @@ def encode_options(
     sender: str = "",
 ) -> EncodeOptions:
     """Return checked options; raises ValueError for what cannot be asked."""
-    if max_length is not None and (type(max_length) is not int or max_length < 1):
+    if max_length is not None and (type(max_length) is not int or not 0 < max_length < 1 << 31):
         raise ValueError(f"max_length={max_length!r}: expected a number of tokens, at least 1")
-    checked = {
-        name: view if isinstance(view, View) else View.parse(view) for name, view in views.items()
-    }
+    if not all(isinstance(name, str) and _is_unicode(name) for name in views):
+        raise ValueError(f"views={list(views)!r}: expected names that are str")
     return EncodeOptions(
-        views=checked,
+        views={name: _checked_view(view) for name, view in views.items()},
         is_tokenized=bool(is_tokenized),
         max_length=max_length,
         show_tokens=bool(show_tokens),
@@ -114,7 +114,7 @@ def embedding_options(
         "dims": dims,
         "dtype": dtype,
     }
-    view = View.parse({name: value for name, value in given.items() if value is not None})
+    view = {name: value for name, value in given.items() if value is not None}
     return encode_options(views={EMBEDDING: view}, **others)
 
 
@@ -142,13 +142,13 @@ def finished_encoding(call: EncodeCall, fleet: Fleet) -> Encoding:
     return single_encoding(encoding) if call.is_single else encoding
 
 
-def warn_if_cut(encoding: Encoding, max_length: int | None, stacklevel: int) -> None:
+def warn_if_cut(encoding: Encoding, stacklevel: int) -> None:
     """Warn once a call about rows that were cut."""
     cut = int(np.count_nonzero(encoding.truncated))
     if cut:
-        limit = max_length or int(np.max(encoding.n_tokens))
         warnings.warn(
-            f"{cut} of {np.size(encoding.truncated)} rows were cut to {limit} tokens; "
+            f"{cut} of {np.size(encoding.truncated)} rows were cut to "
+            f"{int(np.max(encoding.n_tokens))} tokens; "
             "encode_detailed() says which, check_length=False silences this",
             TruncationWarning,
             stacklevel=stacklevel + 1,
@@ -175,6 +175,38 @@ def formatted(values: Embeddings, output_fmt: str) -> Any:
     if output_fmt == "ndarray":
         return values
     return values.tolist() if isinstance(values, np.ndarray) else [row.tolist() for row in values]
+
+
+def joined(embeddings: Sequence[Any], are_single: Sequence[bool]) -> Any:
+    """Return the embeddings of several calls as one array, or as a list of rows where they differ.
+
+    Args:
+        embeddings: of each call, in the client's `output_fmt`.
+        are_single: whether a call had one text, and so has no rows.
+
+    """
+    parts = [
+        _as_rows(embedding) if is_single else embedding
+        for embedding, is_single in zip(embeddings, are_single, strict=True)
+    ]
+    are_arrays = all(isinstance(part, np.ndarray) for part in parts)
+    if are_arrays and len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts, axis=0)
+    return [row for part in parts for row in part]
+
+
+def _as_rows(row: Any) -> Any:
+    return row[np.newaxis] if isinstance(row, np.ndarray) and row.ndim == 1 else [row]
+
+
+def _checked_view(view: View | Mapping[str, Any]) -> View:
+    if isinstance(view, View):  # anything may be in it
+        view = {name: value for name, value in asdict(view).items() if value is not None}
+    return View.parse(view)
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def tokens_of(encoding: Encoding) -> Tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def run_folder() -> Iterator[Path]:
     os.environ.update(HF_HUB_OFFLINE="1", TMPDIR=str(folder), XDG_RUNTIME_DIR=str(folder))
     os.environ["BERT_SERVING_NUM_WORKER"] = "1"  # not measured, which takes seconds a model
     tempfile.tempdir = None  # so that TMPDIR is looked up again
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if this runs under nohup
     yield folder
     os.environ.clear()
     os.environ.update(kept)

@@ -110,7 +110,7 @@ def test_a_worker_that_the_kernel_ends_for_want_of_memory_is_told_to_be(
         inside = ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
         server = start_server("-model_dir", "fake:65536", prefix=inside)
         with server.client() as client, pytest.raises(ServingError):
-            client.encode(["word " * 500] * 64, pooling="none")  # 8 GB of vectors
+            client.encode(["word " * 500] * 7, pooling="none")  # 0.9 GB of vectors
         words = "was ended by SIGKILL (out of memory, as the kernel has counted"
         eventually(lambda: words in server.log)
         with server.client() as client:

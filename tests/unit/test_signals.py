@@ -18,6 +18,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def handlers() -> Iterator[None]:
     """Have this process's own handlers back when a test is over."""
     own = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if this runs under nohup
     yield
     for number, handler in own.items():
         signal.signal(number, handler)

@@ -151,6 +151,14 @@ def test_forked_children_and_threads_share_a_client(fake_server: ServerProcess) 
     assert (ran.stdout, ran.stderr, ran.returncode) == ("all right\n", "", 0)
 
 
+def output_of(script: str, server: ServerProcess) -> str:
+    """Return what a program prints that is told a server's port, and warns of nothing."""
+    command = [sys.executable, "-c", script, str(server.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60 * SECOND)
+    assert not ran.stderr
+    return ran.stdout
+
+
 def test_a_child_that_closes_leaves_its_parents_client_open(fake_server: ServerProcess) -> None:
     script = (
         "import os, sys; from bert_serving.client import BertClient\n"
@@ -160,9 +168,7 @@ def test_a_child_that_closes_leaves_its_parents_client_open(fake_server: ServerP
         "assert os.waitpid(pid, 0)[1] == 0\n"
         "client.encode('a'); client.close(); print('all right')"
     )
-    command = [sys.executable, "-c", script, str(fake_server.port)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=30 * SECOND)
-    assert (ran.stdout, ran.stderr) == ("all right\n", "")
+    assert output_of(script, fake_server) == "all right\n"
 
 
 def test_a_client_that_was_closed_is_closed_in_a_child(fake_server: ServerProcess) -> None:
@@ -175,9 +181,7 @@ def test_a_client_that_was_closed_is_closed_in_a_child(fake_server: ServerProces
         "    os._exit(0)\n"
         "os.waitpid(pid, 0)"
     )
-    command = [sys.executable, "-c", script, str(fake_server.port)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=30 * SECOND)
-    assert (ran.stdout, ran.stderr) == ("this BertClient is closed\n", "")
+    assert output_of(script, fake_server) == "this BertClient is closed\n"
 
 
 def test_threads_that_are_the_first_in_a_child_lose_no_answer(fake_server: ServerProcess) -> None:
@@ -196,9 +200,7 @@ def test_threads_that_are_the_first_in_a_child_lose_no_answer(fake_server: Serve
         "        print(len(client.fetch_all()), flush=True); os._exit(0)\n"
         "    os.waitpid(pid, 0)"
     )
-    command = [sys.executable, "-c", script, str(fake_server.port)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60 * SECOND)
-    assert (ran.stdout, ran.stderr) == ("8\n" * 10, "")
+    assert output_of(script, fake_server) == "8\n" * 10
 
 
 def test_a_concurrent_client_never_runs_out(fake_server: ServerProcess) -> None:

@@ -7,6 +7,7 @@ passes through here four times. The methods used are those that pyzmq's are made
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -86,8 +87,14 @@ def send_frames(socket: zmq.Socket[Any], frames: Sequence[Any]) -> None:
         _send(socket, frame, flags, len(frame) < COPY_BELOW_BYTES)
 
 
-def received_messages(socket: zmq.Socket[Any], most: int) -> Iterator[list[zmq.Frame]]:
-    """Yield the messages that have arrived, at most so many, each a list of frames."""
+def received_messages(
+    socket: zmq.Socket[Any], most: int, max_frames: int = sys.maxsize
+) -> Iterator[list[zmq.Frame]]:
+    """Yield the messages that have arrived, at most so many, each a list of frames.
+
+    Of a message with more than `max_frames` it yields so many: the last one says that there are
+    more, and whoever has it must take these before the next message.
+    """
     for number in range(most):
         if number == 1 and not zmq_poll([(socket, _POLLIN)], 0):  # sooner than by an Again
             return
@@ -96,7 +103,7 @@ def received_messages(socket: zmq.Socket[Any], most: int) -> Iterator[list[zmq.F
         except zmq.Again:
             return
         frames = [frame]
-        while frame.more:
+        while frame.more and len(frames) < max_frames:
             frame = _recv(socket, _NOBLOCK, False)
             frames.append(frame)
         yield frames

@@ -11,16 +11,15 @@ from typing import Any
 
 import zmq
 from zmq.backend import Socket as RawSocket
-from zmq.backend import zmq_poll
 
 from bert_serving.client.errors import ProtocolError, VersionMismatch
 from bert_serving.client.frames import MAX_FRAMES
+from bert_serving.client.sockets import received_messages
 
 MAX_KEPT_FRAMES = MAX_FRAMES + 2  # the route, and one too many
 MAX_SKIPPED_FRAMES = 20_000  # a turn: some ten milliseconds
 
 _NOBLOCK = int(zmq.NOBLOCK)
-_POLLIN = int(zmq.POLLIN)
 _recv = RawSocket.recv
 
 
@@ -36,23 +35,10 @@ class Incoming:
 
         The last frames of a message with too many are left out.
         """
-        socket = self._socket
         if self._is_skipping and not self._skip():
             return
-        for number in range(most):
-            if number == 1 and not zmq_poll([(socket, _POLLIN)], 0):  # sooner than by an Again
-                return
-            try:
-                frame = _recv(socket, _NOBLOCK, False)
-            except zmq.Again:
-                return
-            frames = [frame]
-            while frame.more:
-                frame = _recv(socket, _NOBLOCK, False)
-                frames.append(frame)
-                if len(frames) == MAX_KEPT_FRAMES and frame.more:
-                    self._is_skipping = True
-                    break
+        for frames in received_messages(self._socket, most, MAX_KEPT_FRAMES):
+            self._is_skipping = frames[-1].more
             yield frames
             if self._is_skipping and not self._skip():
                 return

@@ -99,12 +99,13 @@ def test_settings_that_contradict_each_other_are_refused_at_once() -> None:
 
 def test_an_interrupt_of_the_caller_is_none_of_the_servers(tmp_path: Path) -> None:
     script = (
-        "import time\n"
+        "import signal, time\n"
         "from bert_serving.server import BertServer, get_args_parser\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # if it is ignored here\n"
         f"args = ['-model_dir', 'fake:{DIM}', '-port', '0']\n"
         "with BertServer(get_args_parser().parse_args(args)) as server:\n"
-        "    print('ready', flush=True)\n"
         "    try:\n"
+        "        print('ready', flush=True)\n"
         "        time.sleep(600)\n"
         "    except KeyboardInterrupt:\n"
         "        time.sleep(0.5)  # in which it would have ended\n"

@@ -32,7 +32,7 @@ from .fleet import Fleet
 from .listening import warn_if_dropped
 from .pairs import check_separator
 from .servers import ServerKey, check_one_server, server_addresses, server_endpoints, statuses
-from .sockets import is_shut_out, send_frames
+from .sockets import NoDescriptors, is_shut_out, send_frames
 from .unreachable import unreachable
 from .view import View
 
@@ -391,7 +391,7 @@ class AsyncBertClient:
 
     async def _hello(self, within_s: float) -> Exception | None:
         """Say hello until it is answered; returns why it was not, if time may mend that."""
-        connection, call = self._opened(), Call(within_s)
+        connection, call = await self._opened(), Call(within_s)
         connection.fleet.hello(call, time.monotonic())
         await connection.wait_for(call)
         if connection.is_shut_out:
@@ -400,18 +400,27 @@ class AsyncBertClient:
             call.raise_error()
         return call.error
 
-    def _opened(self) -> _AsyncConnection:
-        if self._is_closed:
-            raise ValueError("this AsyncBertClient is closed")
-        if self._connection is not None and self._connection.fleet.refusal is not None:
-            self._connection.close()
-            self._connection = None
-        if self._connection is None:
-            self._connection = _AsyncConnection(self.endpoints, self._name, self._hedge_after_s)
-        return self._connection
+    async def _opened(self) -> _AsyncConnection:
+        deadline = time.monotonic() + NoDescriptors.RELEASE_S
+        while True:
+            if self._is_closed:
+                raise ValueError("this AsyncBertClient is closed")
+            if self._connection is not None and self._connection.fleet.refusal is not None:
+                self._connection.close()
+                self._connection = None
+            try:
+                if self._connection is None:
+                    self._connection = _AsyncConnection(
+                        self.endpoints, self._name, self._hedge_after_s
+                    )
+                return self._connection
+            except NoDescriptors:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(NoDescriptors.RETRY_S)
 
     async def _connected(self) -> _AsyncConnection:
-        connection = self._opened()
+        connection = await self._opened()
         if connection.fleet.welcome is None:
             await self._shake_hands(connection)
         return connection

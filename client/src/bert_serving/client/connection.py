@@ -18,7 +18,7 @@ from .endpoint import Endpoint
 from .errors import RequestTimeout
 from .fleet import Fleet
 from .messages import Cancel
-from .sockets import is_shut_out, new_socket, received_messages, send_frames
+from .sockets import NoDescriptors, is_shut_out, new_socket, received_messages, send_frames
 from .unreachable import unreachable
 
 MAX_RECEIVED_AT_ONCE = 64
@@ -49,6 +49,19 @@ def open_sockets(context: zmq.Context[Any], endpoints: Sequence[Endpoint]) -> li
     return sockets
 
 
+def _open_patiently(
+    context: zmq.Context[Any], endpoints: Sequence[Endpoint]
+) -> list[zmq.Socket[Any]]:
+    deadline = time.monotonic() + NoDescriptors.RELEASE_S
+    while True:
+        try:
+            return open_sockets(context, endpoints)
+        except NoDescriptors:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(NoDescriptors.RETRY_S)
+
+
 class Connection:
     """A blocking shell around a fleet: a socket for each server.
 
@@ -76,7 +89,7 @@ class Connection:
         self.is_idle = True
         self._endpoints = endpoints
         self._sending: int | None = None
-        self._sockets = open_sockets(context, endpoints)
+        self._sockets = _open_patiently(context, endpoints)
         self._polled = [(socket, zmq.POLLIN) for socket in self._sockets]
         self._receivers = [
             (socket, partial(self.fleet.receive, number))

@@ -8,7 +8,6 @@ passes through here four times. The methods used are those that pyzmq's are made
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,19 +24,30 @@ _POLLIN = int(zmq.POLLIN)
 _send = RawSocket.send
 _recv = RawSocket.recv
 
-RELEASE_S = 1.0  # in which ZeroMQ's threads let go of what sockets had that were just closed
-RETRY_S = 0.01
 COPY_BELOW_BYTES = 16 << 10  # sending without a copy costs a callback from ZeroMQ's thread
+
+
+class NoDescriptors(ServerUnreachable):
+    """No descriptors are left to this process; closed sockets give theirs back a moment later."""
+
+    RELEASE_S = 1.0  # in which they do
+    RETRY_S = 0.01
 
 
 def new_socket(context: zmq.Context[Any], endpoint: Endpoint) -> zmq.Socket[Any]:
     """Return a DEALER that is to be connected to a server, and will reconnect.
 
     Raises:
-        ServerUnreachable: this process has no descriptors left.
+        NoDescriptors: this process has none left.
 
     """
-    socket = _dealer(context)
+    try:
+        socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
+    except zmq.ZMQError as error:
+        raise NoDescriptors(
+            f"this process cannot open a connection: {error.strerror}: share one BertClient, "
+            "close those that are done with, or allow more descriptors (ulimit -n)"
+        ) from None
     socket.linger = 0
     socket.ipv6 = "[" in endpoint.address  # or a name with both addresses is tried on IPv6 alone
     socket.reconnect_ivl = 100  # ms
@@ -59,23 +69,6 @@ def use_keys(socket: zmq.Socket[Any], keys: Keys) -> None:
     socket.curve_serverkey = keys.server
     socket.curve_publickey = keys.public
     socket.curve_secretkey = keys.secret
-
-
-def _dealer(context: zmq.Context[Any]) -> zmq.Socket[Any]:
-    deadline = time.monotonic() + RELEASE_S
-    while True:
-        try:
-            socket: zmq.Socket[Any] = context.socket(zmq.DEALER)
-        except zmq.ZMQError as error:
-            if time.monotonic() >= deadline:
-                raise ServerUnreachable(
-                    f"this process cannot open a connection: {error.strerror}: share one "
-                    "BertClient, close those that are done with, or allow more descriptors "
-                    "(ulimit -n)"
-                ) from None
-            time.sleep(RETRY_S)
-        else:
-            return socket
 
 
 def is_shut_out(socket: zmq.Socket[Any]) -> bool:
